@@ -1,0 +1,99 @@
+package controllers
+
+import (
+	"context"
+	"fmt"
+	"os"
+
+	"github.com/go-logr/logr"
+	"github.com/spf13/cobra"
+	"k8s.io/client-go/rest"
+	cloudprovider "k8s.io/cloud-provider"
+	ctrl "sigs.k8s.io/controller-runtime"
+	"sigs.k8s.io/controller-runtime/pkg/healthz"
+	metricsserver "sigs.k8s.io/controller-runtime/pkg/metrics/server"
+
+	"fairlead.dev/fairlead/api/config/v1alpha1"
+	"fairlead.dev/fairlead/internal/config"
+)
+
+// leaderElectionID is the name of the Lease.
+const leaderElectionID = "fairlead-controller"
+
+// Main runs `fairlead controller` with provider in the place of the built-in ones
+// and does not return. It is all that a cloud provider's own main has to call.
+func Main(provider cloudprovider.Interface) {
+	if err := Command(provider).ExecuteContext(ctrl.SetupSignalHandler()); err != nil {
+		fmt.Fprintln(os.Stderr, "Error:", err)
+		os.Exit(1)
+	}
+}
+
+// Command returns the subcommand `controller`. A nil provider means the one that the
+// configuration names.
+func Command(provider cloudprovider.Interface) *cobra.Command {
+	var flags config.Flags
+	cmd := &cobra.Command{
+		Use:           "controller",
+		Short:         "Run the endpoint, address and load balancer controllers",
+		Args:          cobra.NoArgs,
+		SilenceUsage:  true,
+		SilenceErrors: true,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			cfg, err := config.Controller(flags.Config)
+			if err != nil {
+				return err
+			}
+			restConfig, err := flags.REST()
+			if err != nil {
+				return err
+			}
+			return Run(cmd.Context(), cfg, restConfig, provider, flags.Logger())
+		},
+	}
+	flags.Bind(cmd)
+	return cmd
+}
+
+// Run runs the controllers until ctx ends. It waits for an API server that is not
+// there yet.
+func Run(ctx context.Context, cfg *v1alpha1.ControllerConfiguration, restConfig *rest.Config,
+	provider cloudprovider.Interface, logger logr.Logger) error {
+	if err := config.WaitForAPIServer(ctx, restConfig, logger); err != nil {
+		return fmt.Errorf("waiting for the API server %s: %w", restConfig.Host, err)
+	}
+	scheme, err := NewScheme()
+	if err != nil {
+		return err
+	}
+	mgr, err := ctrl.NewManager(restConfig, ctrl.Options{
+		Scheme:                        scheme,
+		Logger:                        logger,
+		Metrics:                       metricsserver.Options{BindAddress: cfg.Metrics.BindAddress},
+		HealthProbeBindAddress:        cfg.HealthProbe.BindAddress,
+		LeaderElection:                cfg.LeaderElection.Enabled,
+		LeaderElectionID:              leaderElectionID,
+		LeaderElectionNamespace:       leaseNamespace(cfg),
+		LeaderElectionReleaseOnCancel: true, // nothing runs after Start returns
+	})
+	if err != nil {
+		return fmt.Errorf("building the controller manager: %w", err)
+	}
+	if err := mgr.AddHealthzCheck("ping", healthz.Ping); err != nil {
+		return err
+	}
+	if err := mgr.AddReadyzCheck("ping", healthz.Ping); err != nil {
+		return err
+	}
+	if err := Setup(mgr, cfg, provider); err != nil {
+		return err
+	}
+	return mgr.Start(ctx)
+}
+
+func leaseNamespace(cfg *v1alpha1.ControllerConfiguration) string {
+	if cfg.LeaderElection.Namespace != "" {
+		return cfg.LeaderElection.Namespace
+	}
+	return config.Namespace()
+}

@@ -1,0 +1,122 @@
+// Package config loads, defaults and validates the configuration files of
+// fairlead, and turns what the command line says into a client configuration.
+package config
+
+import (
+	"cmp"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"slices"
+	"strings"
+
+	utilerrors "k8s.io/apimachinery/pkg/util/errors"
+	"k8s.io/apimachinery/pkg/util/validation/field"
+	kjson "sigs.k8s.io/json"
+	"sigs.k8s.io/yaml"
+
+	"fairlead.dev/fairlead/api/config/v1alpha1"
+)
+
+const (
+	// defaultMaxEndpointsPerSlice and maxEndpointsPerSliceLimit are those of
+	// kube-controller-manager (pkg/controller/endpointslice/config).
+	defaultMaxEndpointsPerSlice = 100
+	maxEndpointsPerSliceLimit   = 1000
+
+	// DefaultLoadBalancerClass is the class the bare-metal provider serves.
+	DefaultLoadBalancerClass = "fairlead.dev/baremetal"
+	// DefaultProvider is the name of the bare-metal provider.
+	DefaultProvider = "baremetal"
+)
+
+// Controller returns the configuration of `fairlead controller` in the file at
+// path, or the defaults where path is empty. All faults of the file are reported
+// in one error, each with its path.
+func Controller(path string) (*v1alpha1.ControllerConfiguration, error) {
+	cfg := &v1alpha1.ControllerConfiguration{
+		Endpoints: v1alpha1.Endpoints{
+			Mode: v1alpha1.EndpointsAuto, MaxEndpointsPerSlice: defaultMaxEndpointsPerSlice,
+		},
+		LoadBalancer:   v1alpha1.LoadBalancer{Provider: DefaultProvider, Class: DefaultLoadBalancerClass, Default: true},
+		LeaderElection: v1alpha1.LeaderElection{Enabled: true},
+		Metrics:        v1alpha1.Server{BindAddress: ":8080"},
+		HealthProbe:    v1alpha1.Server{BindAddress: ":8081"},
+	}
+	cfg.APIVersion, cfg.Kind = v1alpha1.APIVersion, v1alpha1.ControllerKind
+	return cfg, load(path, cfg, func() field.ErrorList { return validateController(cfg) })
+}
+
+// Node returns the configuration of `fairlead node` in the file at path, or the
+// defaults where path is empty. The ports are those of kube-proxy, because that is
+// where probes and dashboards look.
+func Node(path string) (*v1alpha1.NodeConfiguration, error) {
+	cfg := &v1alpha1.NodeConfiguration{
+		NodePortAddresses: []string{v1alpha1.NodePortPrimary},
+		Healthz:           v1alpha1.Server{BindAddress: ":10256"},
+		Metrics:           v1alpha1.Server{BindAddress: "127.0.0.1:10249"},
+	}
+	cfg.APIVersion, cfg.Kind = v1alpha1.APIVersion, v1alpha1.NodeKind
+	return cfg, load(path, cfg, func() field.ErrorList { return validateNode(cfg) })
+}
+
+func load(path string, into any, validate func() field.ErrorList) error {
+	if path == "" {
+		return nil
+	}
+	raw, err := os.ReadFile(path)
+	if err != nil {
+		return fmt.Errorf("reading configuration: %w", err)
+	}
+	faults, err := decode(raw, into)
+	if err != nil {
+		return fmt.Errorf("parsing %s: %w", path, err)
+	}
+	for _, e := range validate() {
+		faults = append(faults, e)
+	}
+	if len(faults) == 0 {
+		return nil
+	}
+	slices.SortStableFunc(faults, func(a, b error) int { return cmp.Compare(a.Error(), b.Error()) })
+	return fmt.Errorf("validating %s: %w", path, utilerrors.NewAggregate(faults))
+}
+
+// decode lays the file over the defaults already in into. It returns every unknown
+// or repeated field and every value of a wrong type as a fault, and an error only
+// when raw is no YAML mapping at all.
+func decode(raw []byte, into any) (faults []error, err error) {
+	var tree map[string]any
+	if err := yaml.UnmarshalStrict(raw, &tree); err != nil {
+		return nil, err
+	}
+	// A value of a wrong type hides the faults behind it: take it out and look again.
+	for {
+		data, err := json.Marshal(tree)
+		if err != nil {
+			return nil, err
+		}
+		strict, err := kjson.UnmarshalStrict(data, into)
+		var typeErr *json.UnmarshalTypeError
+		if !errors.As(err, &typeErr) || !remove(tree, strings.Split(typeErr.Field, ".")) {
+			for _, e := range strict {
+				faults = append(faults, e)
+			}
+			return faults, err
+		}
+		faults = append(faults, fmt.Errorf("%s: Invalid value: %s, must be a %s", typeErr.Field, typeErr.Value, typeErr.Type))
+	}
+}
+
+// remove deletes the value at path and says whether there was one.
+func remove(tree map[string]any, path []string) bool {
+	child, ok := tree[path[0]]
+	if len(path) > 1 {
+		if sub, isMap := child.(map[string]any); isMap {
+			return remove(sub, path[1:])
+		}
+	}
+	delete(tree, path[0])
+	return ok
+}
