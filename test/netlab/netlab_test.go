@@ -1,0 +1,415 @@
+package netlab_test
+
+import (
+	"context"
+	"errors"
+	"net/netip"
+	"os"
+	"os/exec"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"fairlead.dev/fairlead/test/netlab"
+)
+
+func TestMain(m *testing.M) { netlab.Main(m) }
+
+// port is where the echoes of these tests listen.
+const port = 8080
+
+// cluster is two nodes with two pods each, and a client; all serve an echo
+// that bears their name.
+type cluster struct {
+	lab          *netlab.Lab
+	node1, node2 *netlab.Node
+	a, b         *netlab.Host // on node1
+	c, d         *netlab.Host // on node2
+	client       *netlab.Host
+}
+
+func newLab(t *testing.T) *netlab.Lab {
+	t.Helper()
+	lab := must(t)(netlab.New())
+	t.Cleanup(func() {
+		if err := lab.Close(); err != nil {
+			t.Errorf("closing the lab: %v", err)
+		}
+	})
+	return lab
+}
+
+func newCluster(t *testing.T) *cluster {
+	t.Helper()
+	lab := newLab(t)
+	c := &cluster{lab: lab}
+	c.node1, c.node2 = node(t, lab, "node1"), node(t, lab, "node2")
+	c.a, c.b = pod(t, c.node1, "pod-a"), pod(t, c.node1, "pod-b")
+	c.c, c.d = pod(t, c.node2, "pod-c"), pod(t, c.node2, "pod-d")
+	c.client = mustHost(t)(lab.AddClient("client"))
+	for _, h := range c.hosts() {
+		serve(t, h)
+	}
+	return c
+}
+
+func (c *cluster) hosts() []*netlab.Host {
+	return []*netlab.Host{c.lab.Gateway(), &c.node1.Host, &c.node2.Host, c.a, c.b, c.c, c.d, c.client}
+}
+
+func must(t *testing.T) func(*netlab.Lab, error) *netlab.Lab {
+	return func(l *netlab.Lab, err error) *netlab.Lab {
+		t.Helper()
+		if err != nil {
+			t.Fatal(err)
+		}
+		return l
+	}
+}
+
+func mustHost(t *testing.T) func(*netlab.Host, error) *netlab.Host {
+	return func(h *netlab.Host, err error) *netlab.Host {
+		t.Helper()
+		if err != nil {
+			t.Fatal(err)
+		}
+		return h
+	}
+}
+
+func node(t *testing.T, lab *netlab.Lab, name string) *netlab.Node {
+	t.Helper()
+	n, err := lab.AddNode(name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return n
+}
+
+func pod(t *testing.T, n *netlab.Node, name string) *netlab.Host {
+	t.Helper()
+	return mustHost(t)(n.AddPod(name))
+}
+
+func serve(t *testing.T, h *netlab.Host) *netlab.Echo {
+	t.Helper()
+	e, err := netlab.StartEcho(h, h.Name, port)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := e.Close(); err != nil {
+			t.Errorf("closing echo %s: %v", h.Name, err)
+		}
+	})
+	return e
+}
+
+// soon bounds what should take milliseconds.
+func soon(t *testing.T) context.Context {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), 3*time.Second)
+	t.Cleanup(cancel)
+	return ctx
+}
+
+// addrs returns the addresses of a host, one of each family.
+func addrs(h *netlab.Host) []netip.Addr { return []netip.Addr{h.IPv4, h.IPv6} }
+
+// expect asks addr over both protocols and compares who answered and whom it saw.
+func expect(t *testing.T, from *netlab.Host, to netip.Addr, name string, source netip.Addr) {
+	t.Helper()
+	for protocol, ask := range map[string]func(context.Context, netip.AddrPort) (string, netip.AddrPort, error){
+		"HTTP": from.HTTP, "UDP": from.UDP,
+	} {
+		got, src, err := ask(soon(t), netip.AddrPortFrom(to, port))
+		if err != nil {
+			t.Errorf("%s: %v", protocol, err)
+			continue
+		}
+		if got != name || src.Addr() != source {
+			t.Errorf("%s from %s to %s: %s saw %s, want %s to see %s", protocol, from.Name, to, got, src.Addr(), name, source)
+		}
+	}
+}
+
+func TestEveryHostReachesTheOthers(t *testing.T) {
+	start := time.Now()
+	c := newCluster(t)
+	t.Logf("2 nodes, 4 pods, 1 client and 8 echoes took %v", time.Since(start))
+
+	for _, from := range []*netlab.Host{&c.node1.Host, c.a, c.c} {
+		for _, to := range c.hosts() {
+			if to == c.lab.Gateway() || to == c.client {
+				continue // they know no way to pods
+			}
+			for i, addr := range addrs(to) {
+				expect(t, from, addr, to.Name, addrs(from)[i])
+			}
+		}
+	}
+	for _, from := range []*netlab.Host{c.client, c.lab.Gateway()} {
+		for _, to := range []*netlab.Host{&c.node1.Host, &c.node2.Host, c.client, c.lab.Gateway()} {
+			for i, addr := range addrs(to) {
+				expect(t, from, addr, to.Name, addrs(from)[i])
+			}
+		}
+	}
+}
+
+func TestClientReachesPodsOverARoute(t *testing.T) {
+	c := newCluster(t)
+	ask := netip.AddrPortFrom(c.a.IPv4, port)
+	if _, _, err := c.client.HTTP(soon(t), ask); !errors.Is(err, unix.ENETUNREACH) {
+		t.Errorf("without a route: got %v, want ENETUNREACH", err)
+	}
+	for i, cidr := range c.node1.PodCIDRs {
+		if err := c.client.AddRoute(cidr, addrs(&c.node1.Host)[i]); err != nil {
+			t.Fatal(err)
+		}
+		expect(t, c.client, addrs(c.a)[i], "pod-a", addrs(c.client)[i])
+		if err := c.client.DelRoute(cidr); err != nil {
+			t.Error(err)
+		}
+	}
+}
+
+func TestRouteSplitsConnectionsBetweenRouters(t *testing.T) {
+	c := newCluster(t)
+	for i, vip := range []string{"192.0.2.1/32", "2001:db8::1/128"} {
+		vip := netip.MustParsePrefix(vip)
+		for _, n := range []*netlab.Node{c.node1, c.node2} {
+			if err := n.AddAddr(vip); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if err := c.client.AddRoute(vip, addrs(&c.node1.Host)[i], addrs(&c.node2.Host)[i]); err != nil {
+			t.Fatal(err)
+		}
+		seen := map[string]int{}
+		for range 64 {
+			name, _, err := c.client.UDP(soon(t), netip.AddrPortFrom(vip.Addr(), port))
+			if err != nil {
+				t.Fatal(err)
+			}
+			seen[name]++
+		}
+		if seen["node1"] == 0 || seen["node2"] == 0 {
+			t.Errorf("%s: 64 connections went to %v, want some to each node", vip, seen)
+		}
+		if err := c.client.AddRoute(vip, addrs(&c.node2.Host)[i]); err != nil {
+			t.Fatal(err)
+		}
+		expect(t, c.client, vip.Addr(), "node2", addrs(c.client)[i])
+		for _, n := range []*netlab.Node{c.node1, c.node2} {
+			if err := n.DelAddr(vip); err != nil {
+				t.Error(err)
+			}
+		}
+	}
+}
+
+// TestServiceRules is the reason for the lab: what nft does in a node's
+// namespace happens to the packets of its pods, a pod reaching itself included.
+func TestServiceRules(t *testing.T) {
+	c := newCluster(t)
+	rules := `
+table inet test {
+	chain before {
+		type nat hook prerouting priority dstnat;
+		ip daddr 10.96.0.1 meta l4proto { tcp, udp } dnat to ` + c.a.IPv4.String() + `
+		ip6 daddr fd00:10:96::1 meta l4proto { tcp, udp } dnat to ` + c.a.IPv6.String() + `
+	}
+	chain refuse {
+		type filter hook forward priority filter;
+		ip daddr 10.96.0.2 reject with icmpx port-unreachable
+		ip6 daddr fd00:10:96::2 reject with icmpx port-unreachable
+	}
+	chain after {
+		type nat hook postrouting priority srcnat;
+		ip saddr ` + c.a.IPv4.String() + ` ip daddr ` + c.a.IPv4.String() + ` masquerade
+		ip6 saddr ` + c.a.IPv6.String() + ` ip6 daddr ` + c.a.IPv6.String() + ` masquerade
+	}
+}`
+	if _, err := c.node1.Output(soon(t), "nft", rules); err != nil {
+		t.Fatal(err)
+	}
+	for i, vip := range []string{"10.96.0.1", "fd00:10:96::1"} {
+		vip := netip.MustParseAddr(vip)
+		expect(t, c.b, vip, "pod-a", addrs(c.b)[i])
+		expect(t, c.a, vip, "pod-a", addrs(&c.node1.Host)[i]) // hairpin
+		if err := c.client.AddRoute(netip.PrefixFrom(vip, vip.BitLen()), addrs(&c.node1.Host)[i]); err != nil {
+			t.Fatal(err)
+		}
+		expect(t, c.client, vip, "pod-a", addrs(c.client)[i])
+	}
+	for _, vip := range []string{"10.96.0.2", "fd00:10:96::2"} {
+		for range 8 { // ICMP is not rate-limited
+			if _, _, err := c.b.UDP(soon(t), netip.AddrPortFrom(netip.MustParseAddr(vip), port)); !errors.Is(err, unix.ECONNREFUSED) {
+				t.Fatalf("%s: got %v, want ECONNREFUSED", vip, err)
+			}
+		}
+	}
+	if out, err := c.node2.Output(soon(t), "nft", "list", "ruleset"); err != nil || len(out) != 0 {
+		t.Errorf("node2 has the rules\n%s (%v), want none", out, err)
+	}
+}
+
+func TestNobodyListens(t *testing.T) {
+	lab := newLab(t)
+	a := pod(t, node(t, lab, "node1"), "pod-a")
+	client := &lab.Nodes()[0].Host
+	for _, addr := range addrs(a) {
+		to := netip.AddrPortFrom(addr, port)
+		if _, _, err := client.HTTP(soon(t), to); !errors.Is(err, unix.ECONNREFUSED) {
+			t.Errorf("HTTP: got %v, want ECONNREFUSED", err)
+		}
+		if _, _, err := client.UDP(soon(t), to); !errors.Is(err, unix.ECONNREFUSED) {
+			t.Errorf("UDP: got %v, want ECONNREFUSED", err)
+		}
+	}
+	if _, err := client.DialContext(soon(t), "tcp", "localhost:80"); err == nil {
+		t.Error("dialing a name: got no error")
+	}
+}
+
+func TestSilenceEndsWithTheContext(t *testing.T) {
+	lab := newLab(t)
+	a := pod(t, node(t, lab, "node1"), "pod-a")
+	silent, err := a.ListenPacket(t.Context(), "udp", ":8080")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer silent.Close()
+	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
+	defer cancel()
+	if _, _, err := a.UDP(ctx, netip.AddrPortFrom(a.IPv4, port)); !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("got %v, want the end of the context", err)
+	}
+}
+
+func TestReadiness(t *testing.T) {
+	lab := newLab(t)
+	a := pod(t, node(t, lab, "node1"), "pod-a")
+	e := serve(t, a)
+	for _, ready := range []bool{true, false, true} {
+		e.SetReady(ready)
+		out, err := a.Output(soon(t), "curl", "-s", "-o", "/dev/null", "-w", "%{http_code}", "http://127.0.0.1:8080/readyz")
+		if errors.Is(err, exec.ErrNotFound) {
+			t.Skip("no curl")
+		}
+		if want := map[bool]string{true: "200", false: "503"}[ready]; err != nil || string(out) != want {
+			t.Errorf("ready %t: got %s (%v), want %s", ready, out, err, want)
+		}
+	}
+}
+
+func TestProcessesEndWithTheirHost(t *testing.T) {
+	lab := newLab(t)
+	n := node(t, lab, "node1")
+	a := pod(t, n, "pod-a")
+	inPod, onNode := exec.Command("sleep", "600"), exec.Command("sleep", "600")
+	if err := a.Start(inPod); err != nil {
+		t.Fatal(err)
+	}
+	if err := n.Start(onNode); err != nil {
+		t.Fatal(err)
+	}
+	if err := n.RemovePod(a); err != nil {
+		t.Fatal(err)
+	}
+	wantKilled(t, inPod)
+	if err := onNode.Process.Signal(syscall.Signal(0)); err != nil {
+		t.Errorf("the node's process: %v, want it alive", err)
+	}
+	if err := lab.Close(); err != nil {
+		t.Fatal(err)
+	}
+	wantKilled(t, onNode)
+	if err := n.Start(exec.Command("true")); !errors.Is(err, netlab.ErrClosed) {
+		t.Errorf("starting on a closed host: got %v, want ErrClosed", err)
+	}
+	if err := n.RemovePod(a); err == nil {
+		t.Error("removing a pod twice: got no error")
+	}
+}
+
+func wantKilled(t *testing.T, cmd *exec.Cmd) {
+	t.Helper()
+	err := cmd.Wait()
+	if status, ok := cmd.ProcessState.Sys().(syscall.WaitStatus); !ok || status.Signal() != unix.SIGKILL {
+		t.Errorf("%v ended with %v, want it killed", cmd, err)
+	}
+}
+
+func TestPodAddressesRest(t *testing.T) {
+	n := node(t, newLab(t), "node1")
+	a := pod(t, n, "pod-a")
+	if err := n.RemovePod(a); err != nil {
+		t.Fatal(err)
+	}
+	again := pod(t, n, "pod-a")
+	if a.IPv4 == again.IPv4 || a.IPv6 == again.IPv6 {
+		t.Errorf("the next pod has the addresses %v again", addrs(again))
+	}
+}
+
+func TestNamesAreChecked(t *testing.T) {
+	lab := newLab(t)
+	n := node(t, lab, "node1")
+	for _, name := range []string{"", "node1", "../x", "A", "a.b", strings.Repeat("x", 64)} {
+		if _, err := n.AddPod(name); err == nil {
+			t.Errorf("a pod named %q: got no error", name)
+		}
+	}
+	if _, err := netlab.New(); err == nil || !strings.Contains(err.Error(), "close the other lab") {
+		t.Errorf("a second lab: got %v, want the advice to close the first", err)
+	}
+}
+
+// TestCloseLeavesNothing compares what the world has before and after a lab.
+func TestCloseLeavesNothing(t *testing.T) {
+	before := inventory(t)
+	lab := must(t)(netlab.New())
+	n := node(t, lab, "node1")
+	pod(t, n, "pod-a")
+	mustHost(t)(lab.AddClient("client"))
+	if during := inventory(t); during == before {
+		t.Errorf("a lab changes nothing:\n%s", during)
+	}
+	for range 2 {
+		if err := lab.Close(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if after := inventory(t); after != before {
+		t.Errorf("left behind:\n%s\nbefore:\n%s", after, before)
+	}
+	if _, err := lab.AddNode("node2"); !errors.Is(err, netlab.ErrClosed) {
+		t.Errorf("a node for a closed lab: got %v, want ErrClosed", err)
+	}
+}
+
+// inventory lists the links, addresses, routes, names and mounts of the world.
+func inventory(t *testing.T) string {
+	t.Helper()
+	var all strings.Builder
+	for _, args := range [][]string{
+		{"-o", "link"}, {"-o", "addr"}, {"route", "show", "table", "all"}, {"-6", "route", "show", "table", "all"}, {"netns"},
+	} {
+		out, err := exec.Command("ip", args...).CombinedOutput()
+		if err != nil {
+			t.Fatalf("ip %v: %v\n%s", args, err, out)
+		}
+		all.Write(out)
+	}
+	mounts, err := os.ReadFile("/proc/self/mounts")
+	if err != nil {
+		t.Fatal(err)
+	}
+	all.Write(mounts)
+	return all.String()
+}
