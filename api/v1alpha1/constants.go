@@ -7,3 +7,83 @@ const (
 	// addresses it wants, and if not, why.
 	ConditionAddressAssigned = "fairlead.dev/AddressAssigned"
 )
+
+// Reasons of ConditionAddressAssigned.
+const (
+	// ReasonAssigned: the Service has what it wants.
+	ReasonAssigned = "Assigned"
+	// ReasonNoPool: there is no pool that it could have got addresses from.
+	ReasonNoPool = "NoPool"
+	// ReasonPoolExhausted: the pools it may use have no address free.
+	ReasonPoolExhausted = "PoolExhausted"
+	// ReasonPoolNotFound: it asks for a pool that does not exist.
+	ReasonPoolNotFound = "PoolNotFound"
+	// ReasonPoolConflict: it asks for a pool that overlaps an older one.
+	ReasonPoolConflict = "PoolConflict"
+	// ReasonAddressInvalid: what it asks for is not a list of addresses, at most
+	// one per family.
+	ReasonAddressInvalid = "AddressInvalid"
+	// ReasonAddressNotInPool: it asks for an address that is in no pool, or not in
+	// the pool that it asks for.
+	ReasonAddressNotInPool = "AddressNotInPool"
+	// ReasonAddressTaken: it asks for an address that another Service has.
+	ReasonAddressTaken = "AddressTaken"
+	// ReasonFamilyMismatch: it asks for an address of a family that it has not.
+	ReasonFamilyMismatch = "FamilyMismatch"
+	// ReasonConflictingRequests: it asks for addresses, or for a pool, in two ways.
+	ReasonConflictingRequests = "ConflictingRequests"
+)
+
+// Reasons of events on a Service, those of upstream's service controller
+// (k8s.io/cloud-provider/controllers/service), which alerts are written for.
+// ReasonSyncLoadBalancerFailed and ReasonDeleteLoadBalancerFailed are reasons of
+// ConditionAddressAssigned too.
+const (
+	ReasonEnsuringLoadBalancer     = "EnsuringLoadBalancer"
+	ReasonEnsuredLoadBalancer      = "EnsuredLoadBalancer"
+	ReasonUpdatedLoadBalancer      = "UpdatedLoadBalancer"
+	ReasonSyncLoadBalancerFailed   = "SyncLoadBalancerFailed"
+	ReasonDeletingLoadBalancer     = "DeletingLoadBalancer"
+	ReasonDeletedLoadBalancer      = "DeletedLoadBalancer"
+	ReasonDeleteLoadBalancerFailed = "DeleteLoadBalancerFailed"
+	ReasonUnAvailableLoadBalancer  = "UnAvailableLoadBalancer"
+)
+
+// Conditions on an AddressPool, and their reasons.
+const (
+	// ConditionReady says whether addresses can be assigned from all of spec.addresses.
+	ConditionReady = "Ready"
+	// ConditionConflict says whether the pool has an address that an older pool has
+	// too. It assigns nothing new then.
+	ConditionConflict = "Conflict"
+
+	// ReasonReady: all of spec.addresses is in use.
+	ReasonReady = "Ready"
+	// ReasonInvalidAddresses: some of spec.addresses cannot be used, the rest is.
+	ReasonInvalidAddresses = "InvalidAddresses"
+	// ReasonOverlap: an older pool has some of the addresses.
+	ReasonOverlap = "Overlap"
+	// ReasonNoOverlap: no older pool has any of the addresses.
+	ReasonNoOverlap = "NoOverlap"
+)
+
+// Annotations on a Service that ask for something.
+const (
+	// AnnotationAddresses asks for addresses: a comma list, at most one per family.
+	AnnotationAddresses = "fairlead.dev/addresses"
+	// AnnotationPool asks for addresses from the AddressPool of that name.
+	AnnotationPool = "fairlead.dev/pool"
+
+	// The annotations of MetalLB are honoured, so that users can move without
+	// editing Services. The second prefix is that of MetalLB before v0.13.10.
+	AnnotationMetalLBAddresses    = "metallb.io/loadBalancerIPs"
+	AnnotationMetalLBPool         = "metallb.io/address-pool"
+	AnnotationOldMetalLBAddresses = "metallb.universe.tf/loadBalancerIPs"
+	AnnotationOldMetalLBPool      = "metallb.universe.tf/address-pool"
+)
+
+// AnnotationProvider is written to a Service together with its cleanup finalizer, and
+// names the provider that holds a load balancer for it. Nothing else tells whose it is
+// once the Service has changed: the API server wipes spec.loadBalancerClass with the
+// type, and the finalizer is the same for every controller.
+const AnnotationProvider = "fairlead.dev/provider"
