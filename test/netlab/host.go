@@ -58,7 +58,10 @@ func (h *Host) Output(ctx context.Context, name string, args ...string) ([]byte,
 	return stdout.Bytes(), nil
 }
 
-// AddAddr gives the host another address, usable at once.
+// AddAddr gives the host another address on its own link, usable at once. An
+// address that several hosts share belongs on lo instead: a host solicits
+// IPv6 neighbours from the address it answers from if the link has it (RFC
+// 4861, 7.2.2), and the advertisement would find its way to any of them.
 func (h *Host) AddAddr(prefix netip.Prefix) error {
 	link, err := h.ns.nl.LinkByName(h.Link)
 	if err == nil {

@@ -6,6 +6,7 @@ import (
 	"os"
 	"os/exec"
 	"os/signal"
+	"path/filepath"
 	"runtime"
 	"sync"
 	"syscall"
@@ -189,5 +190,7 @@ var settle = sync.OnceValue(func() error {
 	if err := privateRun(); err != nil {
 		return enterError(err, os.Getuid())
 	}
+	// Without this pgrep(1) would find the world as "exe" only.
+	_ = os.WriteFile("/proc/self/comm", []byte(filepath.Base(os.Args[0])), 0)
 	return os.Setenv(worldVar, worldReady)
 })
