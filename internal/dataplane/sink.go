@@ -27,10 +27,11 @@ type Sink struct {
 	// means that somebody else wrote.
 	generation uint32
 	layout     string // hash of what cfg makes of the tables
+	last       Written
 }
 
-// Result says what an Apply or Check wrote.
-type Result struct {
+// Written says what the last Apply or Check wrote.
+type Written struct {
 	// Elements is how many elements were added, deleted or changed.
 	Elements int
 	// Installed says that the tables were made anew.
@@ -60,9 +61,10 @@ func (s *Sink) Probe() error {
 // Apply makes the kernel's rules those of snapshot, in one transaction where the
 // socket's buffer allows. After an error the rules that were there still stand, and the
 // next Apply finds out what is installed.
-func (s *Sink) Apply(ctx context.Context, snapshot *service.Snapshot) (Result, error) {
+func (s *Sink) Apply(ctx context.Context, snapshot *service.Snapshot) error {
+	s.last = Written{}
 	if err := ctx.Err(); err != nil {
-		return Result{}, err
+		return err
 	}
 	if !s.known {
 		return s.load(snapshot)
@@ -70,60 +72,69 @@ func (s *Sink) Apply(ctx context.Context, snapshot *service.Snapshot) (Result, e
 	next := Compile(s.program, snapshot)
 	changes := Diff(s.program.Ruleset, next.Ruleset)
 	if err := s.write(changes); err != nil {
-		return Result{}, err
+		return err
 	}
 	s.program = next
-	return Result{Elements: changes.Len()}, nil
+	return nil
 }
 
 // load reads what is installed, takes over what it can, and brings it to snapshot.
-func (s *Sink) load(snapshot *service.Snapshot) (Result, error) {
+func (s *Sink) load(snapshot *service.Snapshot) error {
 	have, intact, err := s.read()
 	if err != nil {
-		return Result{}, err
+		return err
 	}
 	if !intact {
-		next := Compile(Program{}, snapshot)
-		return s.install(next)
+		return s.install(Compile(Program{}, snapshot))
 	}
 	next := Compile(Adopt(have, snapshot), snapshot)
 	changes := Diff(have, next.Ruleset)
 	if err := s.write(changes); err != nil {
-		return Result{}, err
+		return err
 	}
 	s.program, s.known = next, true
-	return Result{Elements: changes.Len()}, nil
+	return nil
 }
 
 // Check finds out whether somebody else changed our tables since the last write, and
 // puts them right. It costs one small message where nobody wrote any rules.
-func (s *Sink) Check(ctx context.Context) (Result, error) {
-	if err := ctx.Err(); err != nil || !s.known {
-		return Result{}, err
+func (s *Sink) Check(ctx context.Context) error {
+	s.last = Written{}
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	if s.program.Snapshot == nil {
+		return nil // nothing was asked for yet
+	}
+	if !s.known {
+		return s.load(s.program.Snapshot)
 	}
 	generation, err := s.kernel.generation()
 	if err != nil || generation == s.generation {
-		return Result{}, err
+		return err
 	}
 	want := s.program
 	s.known = false // until it is seen to be right
 	have, intact, err := s.read()
 	if err != nil {
-		return Result{}, err
+		return err
 	}
 	if !intact {
 		return s.install(want)
 	}
 	changes := Diff(have, want.Ruleset)
 	if err := s.write(changes); err != nil {
-		return Result{}, err
+		return err
 	}
 	s.known = true
-	return Result{Elements: changes.Len()}, nil
+	return nil
 }
 
 // Program returns what is installed.
 func (s *Sink) Program() Program { return s.program }
+
+// Last returns what the last Apply or Check wrote.
+func (s *Sink) Last() Written { return s.last }
 
 // read returns the elements that are installed. intact is false where the chains and
 // rules are not as this configuration makes them; everything is made anew then.
@@ -158,11 +169,11 @@ func (s *Sink) read() (have Ruleset, intact bool, err error) {
 func (s *Sink) marker(sum string) string { return markerPrefix + s.layout + "_" + sum }
 
 // install makes both tables anew with everything in them.
-func (s *Sink) install(next Program) (Result, error) {
+func (s *Sink) install(next Program) error {
 	s.known = false
 	var err error
 	if s.generation, err = s.kernel.generation(); err != nil {
-		return Result{}, err // what was written before this goes
+		return err // what was written before this goes
 	}
 	changes := Diff(Ruleset{}, next.Ruleset)
 	b := &batch{}
@@ -178,13 +189,14 @@ func (s *Sink) install(next Program) (Result, error) {
 	}
 	s.addChanges(b, changes)
 	if err := s.commit(b); err != nil {
-		return Result{}, err
+		return err
 	}
 	if err := s.mark(); err != nil {
-		return Result{}, err
+		return err
 	}
 	s.program, s.known = next, true
-	return Result{Elements: changes.Len(), Installed: true}, nil
+	s.last = Written{Elements: changes.Len(), Installed: true}
+	return nil
 }
 
 // write carries out changes on tables that are otherwise intact.
@@ -198,6 +210,7 @@ func (s *Sink) write(changes Changes) error {
 		s.known = false
 		return err
 	}
+	s.last.Elements = changes.Len()
 	if grown {
 		return s.mark()
 	}

@@ -1,0 +1,187 @@
+package node
+
+import (
+	"context"
+	"time"
+
+	"github.com/go-logr/logr"
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/apimachinery/pkg/util/wait"
+	"k8s.io/klog/v2"
+	"k8s.io/utils/clock"
+
+	"fairlead.dev/fairlead/internal/dataplane"
+	"fairlead.dev/fairlead/internal/persistent"
+	"fairlead.dev/fairlead/internal/service"
+)
+
+const (
+	// batchPeriod is how long what follows a write is collected: a write costs some
+	// 0.1 ms plus microseconds an element, so that a longer wait saves little CPU.
+	// A change that finds the agent idle does not wait.
+	batchPeriod = 10 * time.Millisecond
+
+	// checkPeriod is how often the agent looks for other writers. The look is one
+	// netlink message; the promise is that a damage is repaired within 2 s.
+	checkPeriod = 500 * time.Millisecond
+
+	// checkShare bounds what reading the rules back costs where other programs write
+	// their own tables all the time: a check waits this many times its own length.
+	checkShare = 20
+)
+
+// retry is the wait after failed writes: the rules that are there go on working.
+var retry = wait.Backoff{Duration: 100 * time.Millisecond, Factor: 2, Jitter: 0.1, Steps: 7, Cap: 5 * time.Second}
+
+// Sink makes one subsystem of this node match a Snapshot.
+type Sink interface {
+	// Apply is idempotent and atomic per sink. After an error the sink still
+	// knows what is installed; the agent calls again with the newest Snapshot.
+	Apply(ctx context.Context, s *service.Snapshot) error
+}
+
+// rules is the Sink of the dataplane, *dataplane.Sink but in tests.
+type rules interface {
+	Sink
+	// Check repairs what others changed.
+	Check(ctx context.Context) error
+	// Last is what the last Apply or Check wrote, Program what is installed.
+	Last() dataplane.Written
+	Program() dataplane.Program
+}
+
+// agent runs the one way of the data: intake -> model -> Snapshot -> sink. Everything
+// in it belongs to the goroutine of run.
+type agent struct {
+	intake  *intake
+	model   *model
+	rules   rules
+	health  *health
+	metrics *metrics
+	clock   clock.Clock
+	logger  logr.Logger
+
+	synced    bool
+	failing   bool
+	backoff   wait.Backoff
+	lastWrite time.Time
+	refused   persistent.Map[types.NamespacedName, error]
+}
+
+// run keeps the sink at the newest state until ctx ends. The rules stay.
+func (a *agent) run(ctx context.Context) {
+	check := a.clock.NewTimer(checkPeriod)
+	defer check.Stop()
+	again := a.clock.NewTimer(time.Hour) // set when something has to be written later
+	again.Stop()
+	defer again.Stop()
+	for {
+		var due bool
+		select {
+		case <-ctx.Done():
+			return
+		case <-a.intake.wake:
+			due = a.takeIn()
+		case <-again.C():
+			due = true
+		case <-check.C():
+			check.Reset(a.check(ctx))
+			continue
+		}
+		if !due {
+			continue
+		}
+		if wait := batchPeriod - a.clock.Since(a.lastWrite); wait > 0 {
+			again.Reset(wait)
+			continue
+		}
+		if wait := a.write(ctx); wait > 0 {
+			again.Reset(wait)
+		}
+	}
+}
+
+// takeIn brings the model up to date and says whether there is something to write. Not
+// before every watch has delivered: an empty cache is no reason to remove rules.
+func (a *agent) takeIn() bool {
+	events, synced := a.intake.take()
+	for _, e := range events {
+		e(a.model)
+	}
+	a.health.setEligible(a.model.eligible())
+	if synced && !a.synced {
+		a.synced = true
+		a.sayWhereNodePortsAre()
+		a.health.queued(a.clock.Now())
+		return true
+	}
+	if !a.synced || !a.model.store.Pending() && !a.failing {
+		return false
+	}
+	a.health.queued(a.clock.Now())
+	return true
+}
+
+func (a *agent) sayWhereNodePortsAre() {
+	addrs := nodePortAddrs(a.model.nodePortCIDRs, a.model.node, a.model.local)
+	if a.model.node == nil {
+		a.logger.Info("Node not found in the API, is --node-name right? Everything else works; node ports are "+
+			"served on the host's own addresses until it appears", "nodePortAddresses", addrs)
+		return
+	}
+	a.logger.Info("Caches have synced", "nodePortAddresses", addrs)
+}
+
+// write applies the newest state and returns when to try again, 0 for not.
+func (a *agent) write(ctx context.Context) time.Duration {
+	start := a.clock.Now()
+	err := a.rules.Apply(ctx, a.model.store.Snapshot())
+	a.lastWrite = a.clock.Now()
+	if err != nil {
+		if !a.failing {
+			a.failing, a.backoff = true, retry
+		}
+		wait := a.backoff.Step()
+		a.metrics.failures.Inc()
+		a.logger.Error(err, "Writing rules failed, those that are there stay", "retryAfter", wait)
+		return wait
+	}
+	if a.failing {
+		a.failing = false
+		a.logger.Info("Writing rules works again")
+	}
+	a.health.updated(a.lastWrite)
+	program, written := a.rules.Program(), a.rules.Last()
+	a.metrics.wrote(written, program, a.lastWrite.Sub(start))
+	if written.Installed {
+		a.logger.Info("Installed the rules", "services", program.Snapshot.Services.Len(), "elements", written.Elements)
+	}
+	a.sayRefused(program)
+	return 0
+}
+
+// sayRefused logs each Service that could not be compiled whole, once.
+func (a *agent) sayRefused(program dataplane.Program) {
+	same := func(x, y error) bool { return x.Error() == y.Error() }
+	for ch := range persistent.Diff(a.refused, program.Refused, same) {
+		if ch.HasNew {
+			a.logger.Error(ch.New, "Service is served in part only", "service", klog.KRef(ch.Key.Namespace, ch.Key.Name))
+		}
+	}
+	a.refused = program.Refused
+}
+
+// check repairs what others did to the rules and returns when to check next.
+func (a *agent) check(ctx context.Context) time.Duration {
+	start := a.clock.Now()
+	err := a.rules.Check(ctx)
+	switch written := a.rules.Last(); {
+	case err != nil:
+		a.metrics.failures.Inc()
+		a.logger.Error(err, "Checking the rules failed")
+	case written.Elements > 0 || written.Installed:
+		a.metrics.repairs.Inc()
+		a.logger.Info("Somebody else changed the rules, they are repaired", "elements", written.Elements, "madeAnew", written.Installed)
+	}
+	return max(checkPeriod, checkShare*a.clock.Since(start))
+}
