@@ -223,7 +223,7 @@ func (k *kernel) skeleton() (sum string, markers map[service.Family]string, err 
 			return "", nil, fmt.Errorf("listing nftables rules: %w", err)
 		}
 		for _, m := range rules {
-			h.Write(m.Data)
+			h.Write(m.Data[min(4, len(m.Data)):]) // but for the header, which has the generation
 		}
 	}
 	return hex.EncodeToString(h.Sum(nil))[:16], markers, nil

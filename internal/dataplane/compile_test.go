@@ -1,0 +1,220 @@
+package dataplane_test
+
+import (
+	"fmt"
+	"maps"
+	"net/netip"
+	"slices"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
+	corev1 "k8s.io/api/core/v1"
+	"pgregory.net/rapid"
+
+	"fairlead.dev/fairlead/internal/dataplane"
+	"fairlead.dev/fairlead/internal/service"
+)
+
+// frontends returns what a Ruleset says in words: where each frontend leads to.
+func frontends(r dataplane.Ruleset) map[string][]string {
+	out := map[string][]string{}
+	for f, target := range r.Frontends.All() {
+		slots, _ := r.Slots.Get(dataplane.SlotKey{Family: service.FamilyOf(f.Addr), ID: target.ID})
+		var to []string
+		for _, s := range slots[:target.Endpoints] {
+			to = append(to, s.String())
+		}
+		slices.Sort(to)
+		out[fmt.Sprintf("%d %s/%d/%d", f.Table, f.Addr, f.Protocol, f.Port)] = to
+	}
+	return out
+}
+
+func members(r dataplane.Ruleset) []string {
+	var out []string
+	for m := range r.Members.All() {
+		out = append(out, fmt.Sprint(m.Set, " ", m.Addr))
+	}
+	slices.Sort(out)
+	return out
+}
+
+func TestCompile(t *testing.T) {
+	node := []netip.Addr{netip.MustParseAddr("192.0.2.1")}
+	tcp := []corev1.Protocol{corev1.ProtocolTCP}
+	for name, tc := range map[string]struct {
+		services []svc
+		want     map[string][]string
+	}{
+		"no Services, no frontends": {want: map[string][]string{}},
+		"every address of a Service leads to its endpoints of that family": {
+			services: []svc{{name: "a", clusterIPs: []string{"10.0.0.1", "fd00::1"}, lbIPs: []string{"192.0.2.9"}, externals: []string{"2001:db8::1"},
+				port: 80, target: 8080, nodePort: 30080, protocols: tcp, endpoints: []string{"10.1.0.1", "10.1.0.2", "fd01::1"}}},
+			want: map[string][]string{
+				"0 10.0.0.1/6/80":    {"10.1.0.1:8080", "10.1.0.2:8080"},
+				"0 fd00::1/6/80":     {"[fd01::1]:8080"},
+				"1 192.0.2.9/6/80":   {"10.1.0.1:8080", "10.1.0.2:8080"},
+				"1 2001:db8::1/6/80": {"[fd01::1]:8080"},
+				"2 0.0.0.0/6/30080":  {"10.1.0.1:8080", "10.1.0.2:8080"},
+				"2 ::/6/30080":       {"[fd01::1]:8080"},
+			},
+		},
+		"TCP and UDP of one port are separate": {
+			services: []svc{
+				{name: "t", clusterIPs: []string{"10.0.0.1"}, externals: []string{"192.0.2.9"}, port: 53, target: 53, protocols: tcp, endpoints: []string{"10.1.0.1"}},
+				{name: "u", clusterIPs: []string{"10.0.0.2"}, externals: []string{"192.0.2.9"}, port: 53, target: 54, protocols: []corev1.Protocol{corev1.ProtocolUDP}, endpoints: []string{"10.1.0.2"}},
+			},
+			want: map[string][]string{
+				"0 10.0.0.1/6/53": {"10.1.0.1:53"}, "1 192.0.2.9/6/53": {"10.1.0.1:53"},
+				"0 10.0.0.2/17/53": {"10.1.0.2:54"}, "1 192.0.2.9/17/53": {"10.1.0.2:54"},
+			},
+		},
+		"a load balancer IP is stronger than an older Service's external IP": {
+			services: []svc{
+				{name: "old", age: time.Hour, clusterIPs: []string{"10.0.0.1"}, externals: []string{"192.0.2.9"}, port: 80, target: 1, protocols: tcp, endpoints: []string{"10.1.0.1"}},
+				{name: "new", clusterIPs: []string{"10.0.0.2"}, lbIPs: []string{"192.0.2.9"}, port: 80, target: 2, protocols: tcp, endpoints: []string{"10.1.0.2"}},
+			},
+			want: map[string][]string{"0 10.0.0.1/6/80": {"10.1.0.1:1"}, "0 10.0.0.2/6/80": {"10.1.0.2:2"}, "1 192.0.2.9/6/80": {"10.1.0.2:2"}},
+		},
+		"of two Services with one external IP the older has it": {
+			services: []svc{
+				{name: "a", clusterIPs: []string{"10.0.0.1"}, externals: []string{"192.0.2.9"}, port: 80, target: 1, protocols: tcp, endpoints: []string{"10.1.0.1"}},
+				{name: "b", age: time.Hour, clusterIPs: []string{"10.0.0.2"}, externals: []string{"192.0.2.9"}, port: 80, target: 2, protocols: tcp, endpoints: []string{"10.1.0.2"}},
+			},
+			want: map[string][]string{"0 10.0.0.1/6/80": {"10.1.0.1:1"}, "0 10.0.0.2/6/80": {"10.1.0.2:2"}, "1 192.0.2.9/6/80": {"10.1.0.2:2"}},
+		},
+		"unready endpoints get nothing, draining ones when nothing is ready": {
+			services: []svc{
+				{name: "a", clusterIPs: []string{"10.0.0.1"}, port: 80, target: 1, protocols: tcp, endpoints: []string{"10.1.0.1"}, notReady: []string{"10.1.0.2"}, terminating: []string{"10.1.0.3"}},
+				{name: "b", clusterIPs: []string{"10.0.0.2"}, port: 80, target: 1, protocols: tcp, notReady: []string{"10.1.0.2"}, terminating: []string{"10.1.0.3"}},
+				{name: "c", clusterIPs: []string{"10.0.0.3"}, port: 80, target: 1, protocols: tcp, notReady: []string{"10.1.0.2"}},
+			},
+			want: map[string][]string{"0 10.0.0.1/6/80": {"10.1.0.1:1"}, "0 10.0.0.2/6/80": {"10.1.0.3:1"}, "0 10.0.0.3/6/80": nil},
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			got := frontends(dataplane.Compile(dataplane.Program{}, snapshot(node, tc.services...)).Ruleset)
+			if diff := cmp.Diff(tc.want, got, cmpopts.EquateEmpty()); diff != "" {
+				t.Errorf("Compile() mismatch (-want +got):\n%s", diff)
+			}
+		})
+	}
+}
+
+// TestOneEndpoint shows what one endpoint more or less costs.
+func TestOneEndpoint(t *testing.T) {
+	ten := svc{name: "a", clusterIPs: []string{"10.0.0.1"}, port: 80, target: 80, protocols: []corev1.Protocol{corev1.ProtocolTCP}}
+	for i := range 10 {
+		ten.endpoints = append(ten.endpoints, fmt.Sprintf("10.1.0.%d", 10*i+10))
+	}
+	nine, moved := ten, ten
+	nine.endpoints = slices.Delete(slices.Clone(ten.endpoints), 3, 4)
+	moved.endpoints = append([]string{"10.1.0.1"}, nine.endpoints...)
+	base := dataplane.Compile(dataplane.Program{}, snapshot(nil, ten))
+	for name, tc := range map[string]struct {
+		to                    svc
+		slots, frontends, all int
+	}{
+		"the same again": {to: ten},
+		"one less: the last takes its slot, the number changes": {to: nine, slots: 2, frontends: 1},
+		"one for another: its slot":                             {to: moved, slots: 1},
+	} {
+		t.Run(name, func(t *testing.T) {
+			c := dataplane.Diff(base.Ruleset, dataplane.Compile(base, snapshot(nil, tc.to)).Ruleset)
+			// Endpoints without a node name count as local, and have a hairpin entry.
+			if len(c.Slots) != tc.slots || len(c.Frontends) != tc.frontends {
+				t.Errorf("changes %d slots and %d frontends, want %d and %d: %+v", len(c.Slots), len(c.Frontends), tc.slots, tc.frontends, c)
+			}
+		})
+	}
+}
+
+// drawServices returns Services that overlap in addresses, endpoints and node ports.
+func drawServices(t *rapid.T) []svc {
+	var out []svc
+	for i := range rapid.IntRange(0, 6).Draw(t, "services") {
+		s := svc{
+			name: fmt.Sprint("s", i), age: time.Duration(rapid.IntRange(0, 2).Draw(t, "age")) * time.Hour,
+			clusterIPs: []string{fmt.Sprintf("10.0.0.%d", i+1), fmt.Sprintf("fd00::%d", i+1)},
+			port:       int32(rapid.IntRange(80, 81).Draw(t, "port")), target: int32(rapid.IntRange(8080, 8081).Draw(t, "target")),
+			nodePort:  rapid.SampledFrom([]int32{0, 30000, 30001}).Draw(t, "nodePort"),
+			externals: rapid.SampledFrom([][]string{nil, {"192.0.2.1"}, {"192.0.2.1", "2001:db8::1"}}).Draw(t, "externals"),
+			lbIPs:     rapid.SampledFrom([][]string{nil, {"192.0.2.1"}, {"192.0.2.2"}}).Draw(t, "lbIPs"),
+		}
+		for j := range 5 {
+			if rapid.Bool().Draw(t, "endpoint") {
+				s.endpoints = append(s.endpoints, fmt.Sprintf("10.1.0.%d", j+1), fmt.Sprintf("fd01::%d", j+1))
+			}
+		}
+		out = append(out, s)
+	}
+	return out
+}
+
+// model applies changes to plain maps, and fails on what a kernel would refuse.
+func applyModel(t *rapid.T, have map[any]any, c dataplane.Changes) map[any]any {
+	out := maps.Clone(have)
+	change := func(key, old, now any, hadOld, hasNew bool) {
+		if was, ok := out[key]; ok != hadOld || ok && was != old {
+			t.Fatalf("change of %v expects %v, there is %v", key, old, was)
+		}
+		if delete(out, key); hasNew {
+			out[key] = now
+		}
+	}
+	for _, ch := range c.Frontends {
+		change(ch.Key, ch.Old, ch.New, ch.HadOld, ch.HasNew)
+	}
+	for _, ch := range c.Members {
+		change(ch.Key, struct{}{}, struct{}{}, ch.HadOld, ch.HasNew)
+	}
+	for _, ch := range c.Slots {
+		change([2]any{ch.Key, ch.Slot}, ch.Old, ch.New, ch.Old.IsValid(), ch.New.IsValid())
+	}
+	return out
+}
+
+// TestDiffLeadsFromOneToTheOther: for random a, b, applying Diff(a, b) to a gives b;
+// compiling b from a says the same as compiling it from nothing; and what did not
+// change is not written.
+func TestDiffLeadsFromOneToTheOther(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		node := []netip.Addr{netip.MustParseAddr("192.0.2.100")}
+		st, here := service.NewStore("node1"), map[string]svc{}
+		st.SetNodePortAddrs(node)
+		var program dataplane.Program
+		have := map[any]any{}
+		for range rapid.IntRange(1, 4).Draw(t, "steps") {
+			services := drawServices(t)
+			gone := maps.Clone(here)
+			for _, s := range services {
+				s.add(st)
+				here[s.name] = s
+				delete(gone, s.name)
+			}
+			for name, s := range gone {
+				s.remove(st)
+				delete(here, name)
+			}
+			next := dataplane.Compile(program, st.Snapshot())
+			have = applyModel(t, have, dataplane.Diff(program.Ruleset, next.Ruleset))
+			if diff := cmp.Diff(applyModel(t, map[any]any{}, dataplane.Diff(dataplane.Ruleset{}, next.Ruleset)), have,
+				cmpopts.EquateComparable(netip.AddrPort{}, dataplane.Target{}, dataplane.Frontend{}, dataplane.Member{})); diff != "" {
+				t.Fatalf("applied differs from compiled (-want +got):\n%s", diff)
+			}
+			fresh := dataplane.Compile(dataplane.Program{}, snapshot(node, services...))
+			if diff := cmp.Diff(frontends(fresh.Ruleset), frontends(next.Ruleset)); diff != "" {
+				t.Fatalf("compiled from the last differs from compiled anew (-anew +from last):\n%s", diff)
+			}
+			if diff := cmp.Diff(members(fresh.Ruleset), members(next.Ruleset)); diff != "" {
+				t.Fatalf("members differ (-anew +from last):\n%s", diff)
+			}
+			if again := dataplane.Diff(next.Ruleset, dataplane.Compile(next, st.Snapshot()).Ruleset); again.Len() != 0 {
+				t.Fatalf("nothing changed, but %+v would be written", again)
+			}
+			program = next
+		}
+	})
+}

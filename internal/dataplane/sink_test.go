@@ -1,0 +1,214 @@
+package dataplane_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"strings"
+	"syscall"
+	"testing"
+
+	"golang.org/x/sys/unix"
+	"pgregory.net/rapid"
+
+	"fairlead.dev/fairlead/internal/dataplane"
+	"fairlead.dev/fairlead/internal/service"
+)
+
+// big returns n Services of 10 endpoints.
+func big(n int) []svc {
+	out := make([]svc, 0, n)
+	for i := range n {
+		s := svc{name: fmt.Sprint("s", i), port: 80, target: 8080, protocols: nil,
+			clusterIPs: []string{fmt.Sprintf("10.96.%d.%d", i/250, i%250+1)}}
+		for e := range 10 {
+			s.endpoints = append(s.endpoints, fmt.Sprintf("10.%d.%d.%d", 128+e, i/250, i%250+1))
+		}
+		out = append(out, s)
+	}
+	return out
+}
+
+// TestKernelHoldsWhatWasCompiled: after any sequence of Snapshots, an agent that starts
+// anew finds nothing to write, and nft can list the rules.
+func TestKernelHoldsWhatWasCompiled(t *testing.T) {
+	w := newWorld(t, 1)
+	sink := w.on(t, 0)
+	rapid.Check(t, func(rt *rapid.T) {
+		snap := snapshot([]netip.Addr{netip.MustParseAddr("192.0.2.100")}, drawServices(rt)...)
+		sink.apply(snap)
+		if wrote := sink.check(); wrote != (dataplane.Written{}) {
+			rt.Fatalf("check after apply wrote %+v", wrote)
+		}
+		if wrote := w.on(t, 0).apply(snap); wrote != (dataplane.Written{}) {
+			rt.Fatalf("a new agent wrote %+v", wrote)
+		}
+	})
+	if out := sink.nft("list", "ruleset"); !strings.Contains(out, "table ip6 fairlead") {
+		t.Errorf("nft does not list the rules:\n%s", out)
+	}
+}
+
+// TestManyEndpoints grows a Service beyond the chains that exist from the start.
+func TestManyEndpoints(t *testing.T) {
+	w := newWorld(t, 1)
+	sink := w.on(t, 0)
+	s := svc{name: "many", clusterIPs: []string{"10.96.0.1"}, port: 80, target: 80}
+	for i := range 300 {
+		s.endpoints = append(s.endpoints, fmt.Sprintf("10.1.%d.%d", i/250, i%250+1))
+		if i%60 == 59 {
+			sink.apply(snapshot(nil, s))
+			if wrote := w.on(t, 0).apply(snapshot(nil, s)); wrote != (dataplane.Written{}) {
+				t.Fatalf("with %d endpoints, a new agent wrote %+v", i+1, wrote)
+			}
+		}
+	}
+	if out := sink.nft("list", "chain", "ip", "fairlead", "endpoints_300"); !strings.Contains(out, "numgen random mod 300") {
+		t.Errorf("no chain for 300 endpoints:\n%s", out)
+	}
+}
+
+// TestRepair shows that what others do to our tables is noticed and put right, and
+// that their own tables are none of our business.
+func TestRepair(t *testing.T) {
+	for name, tc := range map[string]struct {
+		damage string
+		want   dataplane.Written
+	}{
+		"nothing":                        {},
+		"another table":                  {damage: "add table ip other"},
+		"the tables deleted":             {damage: "delete table ip fairlead; delete table ip6 fairlead", want: dataplane.Written{Elements: 100, Installed: true}},
+		"one table deleted":              {damage: "delete table ip6 fairlead", want: dataplane.Written{Elements: 100, Installed: true}},
+		"everything flushed":             {damage: "flush ruleset", want: dataplane.Written{Elements: 100, Installed: true}},
+		"rules of a chain flushed":       {damage: "flush chain ip fairlead prerouting", want: dataplane.Written{Elements: 100, Installed: true}},
+		"a rule added":                   {damage: "insert rule ip fairlead prerouting drop", want: dataplane.Written{Elements: 100, Installed: true}},
+		"an endpoint deleted":            {damage: "delete element ip fairlead endpoints { 0:2000 . 0x00000003 }", want: dataplane.Written{Elements: 1}},
+		"a foreign element added":        {damage: "add element ip fairlead cluster_ips { 1.1.1.1 }", want: dataplane.Written{Elements: 1}},
+		"all frontends flushed":          {damage: "flush map ip fairlead cluster_ports", want: dataplane.Written{Elements: 6}},
+		"the dispatch map flushed":       {damage: "flush map ip fairlead dispatch", want: dataplane.Written{Elements: 100, Installed: true}},
+		"a map flushed and a rule added": {damage: "flush map ip fairlead endpoints; add chain ip fairlead x", want: dataplane.Written{Elements: 100, Installed: true}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			w := newWorld(t, 1)
+			sink := w.on(t, 0)
+			snap := snapshot([]netip.Addr{netip.MustParseAddr("192.0.2.100")}, big(3)...)
+			sink.apply(snap)
+			if tc.damage != "" {
+				sink.nft(tc.damage)
+			}
+			if wrote := sink.check(); wrote != tc.want {
+				t.Errorf("check wrote %+v, want %+v", wrote, tc.want)
+			}
+			if wrote := w.on(t, 0).apply(snap); wrote != (dataplane.Written{}) {
+				t.Errorf("after the check, a new agent had to write %+v", wrote)
+			}
+			if wrote := sink.check(); wrote != (dataplane.Written{}) {
+				t.Errorf("a second check wrote %+v", wrote)
+			}
+		})
+	}
+}
+
+// TestApplyMeetsDamage shows that a write which the kernel refuses, because somebody
+// took away what it builds on, is made good by the next.
+func TestApplyMeetsDamage(t *testing.T) {
+	w := newWorld(t, 1)
+	sink := w.on(t, 0)
+	sink.apply(snapshot(nil, big(3)...))
+	sink.nft("delete table ip fairlead")
+	err := w.nodes[0].Do(func() error { return sink.Apply(t.Context(), snapshot(nil, big(2)...)) })
+	if !errors.Is(err, syscall.ENOENT) {
+		t.Fatalf("Apply on a deleted table: %v, want ENOENT", err)
+	}
+	if wrote := sink.apply(snapshot(nil, big(2)...)); !wrote.Installed {
+		t.Errorf("the next Apply wrote %+v, want the tables made anew", wrote)
+	}
+}
+
+// TestOtherConfiguration shows that rules made for another configuration are replaced.
+func TestOtherConfiguration(t *testing.T) {
+	w := newWorld(t, 1)
+	w.on(t, 0).apply(snapshot(nil, big(1)...))
+	other := &nodeSink{t: t, node: w.nodes[0], Sink: dataplane.NewSink(dataplane.Config{})}
+	if wrote := other.apply(snapshot(nil, big(1)...)); !wrote.Installed {
+		t.Errorf("wrote %+v, want the tables made anew", wrote)
+	}
+	if out := other.nft("list", "chain", "ip", "fairlead", "cluster"); strings.Contains(out, "saddr") {
+		t.Errorf("the pods' ranges are still there:\n%s", out)
+	}
+}
+
+// TestCancelled shows that an agent that is told to stop writes nothing more.
+func TestCancelled(t *testing.T) {
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	w := newWorld(t, 1)
+	sink := w.on(t, 0)
+	if err := sink.Apply(ctx, snapshot(nil)); !errors.Is(err, context.Canceled) {
+		t.Errorf("Apply: %v", err)
+	}
+	if out := sink.nft("list", "tables"); out != "" {
+		t.Errorf("there is %s", out)
+	}
+}
+
+// TestLoadInParts loads more than the socket buffer of an unprivileged process takes in
+// one transaction.
+func TestLoadInParts(t *testing.T) {
+	w := newWorld(t, 1)
+	sink, snap := w.on(t, 0), snapshot(nil, big(2000)...)
+	if wrote := sink.apply(snap); wrote.Elements < 40_000 {
+		t.Errorf("wrote %+v", wrote)
+	}
+	if wrote := w.on(t, 0).apply(snap); wrote != (dataplane.Written{}) {
+		t.Errorf("a new agent wrote %+v", wrote)
+	}
+}
+
+func TestNoPermission(t *testing.T) {
+	w := newWorld(t, 1)
+	err := w.nodes[0].Do(func() error { return withoutCapabilities(dataplane.NewSink(dataplane.Config{}).Probe) })
+	if !errors.Is(err, dataplane.ErrPermission) || !strings.Contains(err.Error(), "CAP_NET_ADMIN") {
+		t.Errorf("Probe() = %v, want ErrPermission", err)
+	}
+}
+
+// BenchmarkOneEndpoint is one endpoint that changes, from Snapshot to commit.
+func BenchmarkOneEndpoint(b *testing.B) {
+	for _, n := range []int{100, 1_000, 10_000} {
+		b.Run(fmt.Sprint(n), func(b *testing.B) {
+			w := newWorld(b, 1)
+			sink := w.on(b, 0)
+			st := service.NewStore("node1")
+			services := big(n)
+			for _, s := range services {
+				s.add(st)
+			}
+			sink.apply(st.Snapshot())
+			for i := 0; b.Loop(); i++ {
+				s := services[i%n]
+				s.endpoints[i/n%10] = fmt.Sprintf("10.200.%d.%d", i/250%250, i%250+1)
+				s.add(st)
+				sink.apply(st.Snapshot())
+			}
+		})
+	}
+}
+
+// withoutCapabilities runs fn without CAP_NET_ADMIN on the calling thread, to which
+// capabilities belong; a world's Do has it locked.
+func withoutCapabilities(fn func() error) error {
+	header := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
+	var data [2]unix.CapUserData
+	if err := unix.Capget(&header, &data[0]); err != nil {
+		return err
+	}
+	saved := data
+	data[0].Effective &^= 1 << unix.CAP_NET_ADMIN
+	if err := unix.Capset(&header, &data[0]); err != nil {
+		return err
+	}
+	err := fn()
+	return errors.Join(err, unix.Capset(&header, &saved[0]))
+}
