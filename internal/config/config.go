@@ -71,7 +71,8 @@ func load(path string, into any, validate func() field.ErrorList) error {
 	}
 	faults, err := decode(raw, into)
 	if err != nil {
-		return fmt.Errorf("parsing %s: %w", path, err)
+		// On one line, as the YAML parser's errors are not.
+		return fmt.Errorf("parsing %s: %s", path, strings.Join(strings.Fields(err.Error()), " "))
 	}
 	for _, e := range validate() {
 		faults = append(faults, e)
