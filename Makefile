@@ -1,0 +1,91 @@
+SHELL := /usr/bin/env bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+
+VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
+
+# One set of flags for all that is released, so that these builds share a build cache.
+RELEASE := CGO_ENABLED=0 go build -trimpath -ldflags "-s -w -X main.version=$(VERSION)"
+
+# The tools are compiled once for each set of pins and each compiler: golangci-lint
+# refuses code that asks for a newer Go than the one it was built with.
+TOOLS := bin/tools/.built-$(shell go env GOVERSION)
+LINT  := bin/tools/golangci-lint
+STAGE := hack/stage.sh
+
+# How often `make test-race` runs every test.
+COUNT ?= 5
+
+##@ Use
+
+.PHONY: help
+help: ## Show this text
+	@awk 'BEGIN { FS = ":.*## " } \
+		/^##@ / { printf "\n%s\n", substr($$0, 5) } \
+		/^[a-z-]+:.*## / { printf "  %-14s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+
+.PHONY: build
+build: ## Build bin/fairlead, static
+	$(RELEASE) -o bin/fairlead .
+
+.PHONY: control-plane
+control-plane: ## Build etcd, kube-apiserver and kubectl for the tests (5 minutes, once)
+	cd test/controlplane && go run . -out $(CURDIR)/bin/controlplane
+
+.PHONY: demo
+demo: build control-plane ## Run fairlead in network namespaces on this machine; ONCE=1 ends by itself
+	$(RELEASE) -o bin/demo ./test/demo
+	bin/demo $(if $(filter-out 0,$(ONCE)),-once)
+
+##@ Change
+
+.PHONY: generate
+generate: $(TOOLS) ## Write the deep copies of api/
+	bin/tools/controller-gen object paths=./api/...
+
+.PHONY: manifests
+manifests: $(TOOLS) ## Write CRDs, roles and webhooks from markers, for config/ and the chart
+	hack/manifests.sh
+
+.PHONY: fmt
+fmt: $(TOOLS) ## Format the Go code
+	$(LINT) fmt
+
+.PHONY: lint
+lint: $(TOOLS) ## Lint the Go code
+	$(LINT) run
+
+##@ Test
+
+.PHONY: verify
+verify: $(TOOLS) ## Show that nothing generated has drifted, and lint code, chart and modules
+	@$(STAGE) "verify: generated files" hack/verify-generated.sh
+	@$(STAGE) "verify: format" $(LINT) fmt --diff
+	@$(STAGE) "verify: lint" $(LINT) run
+	@$(STAGE) "verify: chart and bases" hack/verify-chart.sh
+	@$(STAGE) "verify: modules" hack/verify-modules.sh
+
+# The plain and the race build are two builds of everything. lint and vet read the first,
+# the tests run the second, and nothing here builds a third.
+.PHONY: test
+test: ## All that CI asks for: verify, vet, every test with the race detector, shuffled
+	@$(STAGE) "tools" $(MAKE) --no-print-directory $(TOOLS)
+	@$(MAKE) --no-print-directory verify
+	@$(STAGE) "control plane" $(MAKE) --no-print-directory control-plane
+	@$(STAGE) "vet" go vet ./...
+	@$(STAGE) "test" go test -race -shuffle=on -timeout=15m ./...
+
+.PHONY: test-race
+test-race: $(TOOLS) control-plane ## Run every test COUNT times with the race detector, in random order
+	hack/test-race.sh $(COUNT)
+
+.PHONY: bench
+bench: ## Run the benchmarks
+	@if [[ -d test/bench ]]; then go test -run '^$$' -bench . ./test/bench/...; \
+	else echo "there is no test/bench yet"; fi
+
+# All four in one step: what they share is compiled once.
+$(TOOLS): hack/tools.mod hack/tools.sum
+	rm -f bin/tools/.built-*
+	CGO_ENABLED=0 go build -modfile=hack/tools.mod -trimpath -ldflags "-s -w" -o bin/tools/ tool
+	touch $@
