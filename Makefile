@@ -7,9 +7,9 @@ VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
 # One set of flags for all that is released, so that these builds share a build cache.
 RELEASE := CGO_ENABLED=0 go build -trimpath -ldflags "-s -w -X main.version=$(VERSION)"
 
-# The tools are compiled once for each set of pins and each compiler: golangci-lint
-# refuses code that asks for a newer Go than the one it was built with.
-TOOLS := bin/tools/.built-$(shell go env GOVERSION)
+# The tools are compiled once for each set of pins, whose hash counts and not their date,
+# and for each compiler: golangci-lint refuses code for a newer Go than its own.
+TOOLS := bin/tools/.built-$(shell { go env GOVERSION && cat hack/tools.mod hack/tools.sum; } | sha256sum | cut -c-16)
 LINT  := bin/tools/golangci-lint
 STAGE := hack/stage.sh
 
@@ -59,11 +59,13 @@ lint: $(TOOLS) ## Lint the Go code
 
 .PHONY: verify
 verify: $(TOOLS) ## Show that nothing generated has drifted, and lint code, chart and modules
-	@$(STAGE) "verify: generated files" hack/verify-generated.sh
-	@$(STAGE) "verify: format" $(LINT) fmt --diff
-	@$(STAGE) "verify: lint" $(LINT) run
-	@$(STAGE) "verify: chart and bases" hack/verify-chart.sh
-	@$(STAGE) "verify: modules" hack/verify-modules.sh
+	@code=0; \
+	$(STAGE) "verify: generated files" hack/verify-generated.sh || code=1; \
+	$(STAGE) "verify: format" $(LINT) fmt --diff || code=1; \
+	$(STAGE) "verify: lint" $(LINT) run || code=1; \
+	$(STAGE) "verify: chart and bases" hack/verify-chart.sh || code=1; \
+	$(STAGE) "verify: modules" hack/verify-modules.sh || code=1; \
+	exit $$code # all faults at once
 
 # The plain and the race build are two builds of everything. lint and vet read the first,
 # the tests run the second, and nothing here builds a third.
@@ -85,7 +87,7 @@ bench: ## Run the benchmarks
 	else echo "there is no test/bench yet"; fi
 
 # All four in one step: what they share is compiled once.
-$(TOOLS): hack/tools.mod hack/tools.sum
+$(TOOLS):
 	rm -f bin/tools/.built-*
 	CGO_ENABLED=0 go build -modfile=hack/tools.mod -trimpath -ldflags "-s -w" -o bin/tools/ tool
 	touch $@
