@@ -28,5 +28,10 @@ func NewScheme() (*runtime.Scheme, error) {
 // Setup registers every controller that cfg switches on with mgr. It is the list of
 // them. A nil provider means the one that cfg names.
 func Setup(mgr ctrl.Manager, cfg *v1alpha1.ControllerConfiguration, provider cloudprovider.Interface) error {
+	if cfg.Endpoints.Mode != v1alpha1.EndpointsOff {
+		if err := newEndpointSliceReconciler(mgr, cfg.Endpoints).SetupWithManager(mgr); err != nil {
+			return fmt.Errorf("setting up the EndpointSlice controller: %w", err)
+		}
+	}
 	return nil
 }
