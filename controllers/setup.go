@@ -33,5 +33,8 @@ func Setup(mgr ctrl.Manager, cfg *v1alpha1.ControllerConfiguration, provider clo
 			return fmt.Errorf("setting up the EndpointSlice controller: %w", err)
 		}
 	}
+	if err := setupLoadBalancer(mgr, cfg.LoadBalancer, provider); err != nil {
+		return err
+	}
 	return nil
 }

@@ -12,6 +12,8 @@ const (
 const (
 	// ReasonAssigned: the Service has what it wants.
 	ReasonAssigned = "Assigned"
+	// ReasonNoAddress: the provider is done and gave no address.
+	ReasonNoAddress = "NoAddress"
 	// ReasonNoPool: there is no pool that it could have got addresses from.
 	ReasonNoPool = "NoPool"
 	// ReasonPoolExhausted: the pools it may use have no address free.

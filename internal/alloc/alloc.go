@@ -72,14 +72,14 @@ func (a *Allocator[O]) Adopt(addr netip.Addr, owner O) error {
 	return nil
 }
 
-// TakeLowest makes owner the owner of the lowest free address of family f in from and
-// returns it. The error wraps ErrExhausted.
-func (a *Allocator[O]) TakeLowest(f Family, from Set, owner O) (netip.Addr, error) {
+// Lowest returns the lowest free address of family f in from, for the caller to Take.
+// The error wraps ErrExhausted.
+func (a *Allocator[O]) Lowest(f Family, from Set) (netip.Addr, error) {
 	addr, ok := a.free.Lowest(f, from)
 	if !ok {
-		return netip.Addr{}, fmt.Errorf("taking an %s address: %w", f, ErrExhausted)
+		return netip.Addr{}, fmt.Errorf("finding an %s address: %w", f, ErrExhausted)
 	}
-	return addr, a.Adopt(addr, owner)
+	return addr, nil
 }
 
 // Release frees addr and returns whose it was. It does nothing where nobody owns it.

@@ -115,13 +115,17 @@ func TestAllocatorDoesWhatItsModelDoes(t *testing.T) {
 			"takeLowest": func(t *rapid.T) {
 				f, o, within := family.Draw(t, "family"), owner.Draw(t, "owner"), drawRanges(t)
 				want, ok := m.lowest(f, within)
-				got, err := a.TakeLowest(f, alloc.NewSet(within...), o)
+				got, err := a.Lowest(f, alloc.NewSet(within...))
 				if ok == errors.Is(err, alloc.ErrExhausted) || got != want {
-					t.Fatalf("TakeLowest(%s, %v) = %s, %v, want %s", f, within, got, err, want)
+					t.Fatalf("Lowest(%s, %v) = %s, %v, want %s", f, within, got, err, want)
 				}
-				if ok {
-					m.owners[got] = o
+				if !ok {
+					return
 				}
+				if err := a.Take(got, o); err != nil {
+					t.Fatalf("taking the lowest free address: %v", err)
+				}
+				m.owners[got] = o
 			},
 			"release": func(t *rapid.T) {
 				addr := drawAddr(t, family.Draw(t, "family"))
@@ -204,14 +208,14 @@ func TestErrorsSayWhatHappened(t *testing.T) {
 	if err := a.Take(netip.MustParseAddr("192.0.2.0"), "ann"); err != nil {
 		t.Fatal(err)
 	}
-	_, exhausted := a.TakeLowest(alloc.IPv4, setOf(t, "192.0.2.0/24"), "bob")
+	_, exhausted := a.Lowest(alloc.IPv4, setOf(t, "192.0.2.0/24"))
 	for _, tc := range []struct {
 		err  error
 		want string
 	}{
 		{a.Take(netip.MustParseAddr("192.0.2.0"), "bob"), "taking 192.0.2.0: address taken by ann"},
 		{a.Take(netip.MustParseAddr("2001:db8::1"), "bob"), "taking 2001:db8::1: address outside the ranges"},
-		{exhausted, "taking an IPv4 address: range exhausted"},
+		{exhausted, "finding an IPv4 address: range exhausted"},
 	} {
 		if got := fmt.Sprint(tc.err); got != tc.want {
 			t.Errorf("got %q, want %q", got, tc.want)
@@ -233,8 +237,11 @@ func BenchmarkChurn(b *testing.B) {
 				addr = addr.Next().Next()
 			}
 			for b.Loop() {
-				got, err := a.TakeLowest(alloc.IPv6, set, -1)
+				got, err := a.Lowest(alloc.IPv6, set)
 				if err != nil {
+					b.Fatal(err)
+				}
+				if err := a.Take(got, -1); err != nil {
 					b.Fatal(err)
 				}
 				a.Release(got)

@@ -1,0 +1,297 @@
+package controllers
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/client-go/tools/events"
+	cloudprovider "k8s.io/cloud-provider"
+	cloudapi "k8s.io/cloud-provider/api"
+	servicehelper "k8s.io/cloud-provider/service/helpers"
+	"k8s.io/utils/ptr"
+	ctrl "sigs.k8s.io/controller-runtime"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+	"sigs.k8s.io/controller-runtime/pkg/controller/controllerutil"
+	"sigs.k8s.io/controller-runtime/pkg/log"
+
+	fairleadv1alpha1 "fairlead.dev/fairlead/api/v1alpha1"
+	"fairlead.dev/fairlead/internal/cloud"
+)
+
+const (
+	// clusterName is what providers get as the name of the cluster: the default of
+	// a cloud-controller-manager's --cluster-name.
+	clusterName = "kubernetes"
+
+	// conflictDelay lets the cache catch up after it was behind what we patched: some
+	// ten times what an event takes from the API server to us.
+	conflictDelay = 200 * time.Millisecond
+)
+
+// +kubebuilder:rbac:groups="",resources=services,verbs=get;list;watch;patch
+// +kubebuilder:rbac:groups="",resources=services/status,verbs=patch
+// +kubebuilder:rbac:groups="",resources=nodes,verbs=get;list;watch
+// +kubebuilder:rbac:groups=events.k8s.io,resources=events,verbs=create;patch
+
+// LoadBalancerReconciler gives Services of type LoadBalancer what a cloud provider has for
+// them, and takes it back when they want it no longer.
+type LoadBalancerReconciler struct {
+	Client   client.Client
+	Balancer cloudprovider.LoadBalancer
+	Events   events.EventRecorder
+	// Provider is the name of the provider, written to the Services it serves.
+	Provider string
+	// Class is the spec.loadBalancerClass to serve, and Default says whether
+	// Services without one are served too.
+	Class   string
+	Default bool
+
+	memory memory
+	nodes  nodeSet
+}
+
+// Reconcile implements reconcile.Reconciler.
+func (r *LoadBalancerReconciler) Reconcile(ctx context.Context, req ctrl.Request) (ctrl.Result, error) {
+	svc := &corev1.Service{}
+	err := r.Client.Get(ctx, req.NamespacedName, svc)
+	if err != nil && !apierrors.IsNotFound(err) {
+		return ctrl.Result{}, err
+	}
+	gone := err != nil
+	if old, ok := r.memory.get(req.NamespacedName); ok && (gone || old.given.UID != svc.UID) {
+		// It went without our finalizer, and maybe came back as another one.
+		if err := r.Balancer.EnsureLoadBalancerDeleted(ctx, clusterName, old.given); ignoreElsewhere(err) != nil {
+			return outcome(fmt.Errorf("deleting the load balancer of a Service that is gone: %w", err))
+		}
+		r.memory.forget(req.NamespacedName)
+	}
+	switch {
+	case gone:
+		return ctrl.Result{}, nil
+	case r.wants(svc) && svc.DeletionTimestamp.IsZero():
+		return outcome(r.ensure(ctx, svc))
+	case r.holds(svc):
+		return outcome(r.release(ctx, svc))
+	}
+	return ctrl.Result{}, nil
+}
+
+// outcome turns the error of a reconciliation into when to try again: after the delay
+// that the provider names, shortly after the cache was behind, or else as the rate
+// limiter says.
+func outcome(err error) (ctrl.Result, error) {
+	var retry *cloudapi.RetryError
+	switch {
+	case errors.As(err, &retry) && retry.RetryAfter() > 0:
+		return ctrl.Result{RequeueAfter: retry.RetryAfter()}, nil
+	case apierrors.IsConflict(err):
+		return ctrl.Result{RequeueAfter: conflictDelay}, nil
+	case apierrors.IsNotFound(err):
+		return ctrl.Result{}, nil // it went meanwhile; its event brings us back
+	}
+	return ctrl.Result{}, err
+}
+
+func ignoreElsewhere(err error) error {
+	if errors.Is(err, cloudprovider.ImplementedElsewhere) {
+		return nil
+	}
+	return err
+}
+
+// wants says whether svc is one for our provider, deleted or not.
+func (r *LoadBalancerReconciler) wants(svc *corev1.Service) bool {
+	return wantsLoadBalancer(svc, r.Class, r.Default)
+}
+
+func wantsLoadBalancer(svc *corev1.Service, class string, byDefault bool) bool {
+	if svc.Spec.Type != corev1.ServiceTypeLoadBalancer {
+		return false
+	}
+	if svc.Spec.LoadBalancerClass == nil {
+		return byDefault
+	}
+	return *svc.Spec.LoadBalancerClass == class
+}
+
+// holds says whether our provider may have something for svc. A finalizer alone does not
+// say so where the type or the class has changed: all controllers use the same.
+func (r *LoadBalancerReconciler) holds(svc *corev1.Service) bool {
+	if _, ok := r.memory.get(client.ObjectKeyFromObject(svc)); ok {
+		return true
+	}
+	return svc.Annotations[fairleadv1alpha1.AnnotationProvider] == r.Provider ||
+		r.wants(svc) && servicehelper.HasLBFinalizer(svc)
+}
+
+// ensure makes the load balancer of svc, or what has changed about it, and publishes it.
+func (r *LoadBalancerReconciler) ensure(ctx context.Context, svc *corev1.Service) error {
+	nodes, err := r.nodes.get(ctx, r.Client)
+	if err != nil {
+		return err
+	}
+	if err := r.claim(ctx, svc); err != nil {
+		return err
+	}
+	key := client.ObjectKeyFromObject(svc)
+	last, known := r.memory.get(key)
+	again := r.memory.takeAgain(key)
+	switch {
+	case !known || again || !last.settled || !sameDemand(last.given, svc):
+		last, err = r.provide(ctx, svc, last, nodes)
+	case last.nodes != nodes.key && !last.elsewhere:
+		last, err = r.update(ctx, last, nodes)
+	}
+	r.memory.set(key, last)
+	if last.elsewhere {
+		return err
+	}
+	published, publishErr := r.publish(ctx, svc, last)
+	r.memory.set(key, published)
+	return errors.Join(err, publishErr)
+}
+
+// claim marks svc as ours before anything is made for it, so that it cannot go without us.
+func (r *LoadBalancerReconciler) claim(ctx context.Context, svc *corev1.Service) error {
+	before := svc.DeepCopy()
+	added := controllerutil.AddFinalizer(svc, servicehelper.LoadBalancerCleanupFinalizer)
+	if !added && svc.Annotations[fairleadv1alpha1.AnnotationProvider] == r.Provider {
+		return nil
+	}
+	metav1.SetMetaDataAnnotation(&svc.ObjectMeta, fairleadv1alpha1.AnnotationProvider, r.Provider)
+	if err := r.Client.Patch(ctx, svc, optimistic(before)); err != nil {
+		return fmt.Errorf("adding the cleanup finalizer: %w", err)
+	}
+	return nil
+}
+
+// optimistic patches what differs from before, unless somebody else wrote since: lists
+// such as finalizers and conditions are replaced as a whole.
+func optimistic(before client.Object) client.Patch {
+	return client.MergeFromWithOptions(before, client.MergeFromWithOptimisticLock{})
+}
+
+// provide asks the provider for svc's load balancer and returns what is to be published.
+// The error is one to try again after; it is in the condition too.
+func (r *LoadBalancerReconciler) provide(ctx context.Context, svc *corev1.Service, last provided, nodes nodes) (provided, error) {
+	fresh := last.given != nil && !sameDemand(last.given, svc) || last.given == nil && assigned(svc) == nil
+	if fresh {
+		r.event(svc, eventEnsuring)
+		if len(nodes.list) == 0 {
+			r.event(svc, eventUnavailable)
+		}
+	}
+	next := provided{given: svc.DeepCopy(), nodes: nodes.key, settled: true, announce: last.announce || fresh, published: last.published}
+	status, err := r.Balancer.EnsureLoadBalancer(ctx, clusterName, next.given, nodes.list)
+	if status == nil {
+		status = &corev1.LoadBalancerStatus{Ingress: svc.Status.LoadBalancer.Ingress}
+	}
+	next.ingress = withIPMode(status.Ingress)
+	var pending *cloud.Pending
+	switch {
+	case err == nil:
+		next.published = next.published && sameIngress(next.ingress, last.ingress)
+		next.condition = assignedCondition(next.ingress)
+		return next, nil
+	case errors.Is(err, cloudprovider.ImplementedElsewhere):
+		next.elsewhere = true
+		return next, nil
+	case errors.As(err, &pending):
+		next.published = next.published && sameIngress(next.ingress, last.ingress)
+		next.condition = notAssigned(pending.Reason, pending.Message)
+		return next, nil
+	}
+	// A status returned with a failure means nothing.
+	next.settled, next.ingress = false, svc.Status.LoadBalancer.Ingress
+	next.condition = notAssigned(fairleadv1alpha1.ReasonSyncLoadBalancerFailed, err.Error())
+	return next, fmt.Errorf("ensuring the load balancer: %w", err)
+}
+
+// update tells the provider about another set of nodes.
+func (r *LoadBalancerReconciler) update(ctx context.Context, last provided, nodes nodes) (provided, error) {
+	err := r.Balancer.UpdateLoadBalancer(ctx, clusterName, last.given, nodes.list)
+	switch {
+	case errors.Is(err, cloudprovider.ImplementedElsewhere):
+	case err != nil:
+		if last.failure != err.Error() {
+			r.event(last.given, eventFailed(err))
+		}
+		last.failure = err.Error()
+		return last, fmt.Errorf("updating the nodes of the load balancer: %w", err)
+	case len(nodes.list) == 0:
+		r.event(last.given, eventUnavailable)
+	default:
+		r.event(last.given, eventUpdated)
+	}
+	last.nodes, last.failure = nodes.key, ""
+	return last, nil
+}
+
+// release deletes what the provider has for svc, and all that we wrote to svc.
+func (r *LoadBalancerReconciler) release(ctx context.Context, svc *corev1.Service) error {
+	had := assigned(svc)
+	if had == nil || had.Reason != fairleadv1alpha1.ReasonDeleteLoadBalancerFailed {
+		r.event(svc, eventDeleting)
+	}
+	err := r.Balancer.EnsureLoadBalancerDeleted(ctx, clusterName, svc.DeepCopy())
+	if ignoreElsewhere(err) != nil {
+		_, publishErr := r.publish(ctx, svc, provided{
+			ingress:   svc.Status.LoadBalancer.Ingress,
+			condition: notAssigned(fairleadv1alpha1.ReasonDeleteLoadBalancerFailed, err.Error()),
+		})
+		return errors.Join(fmt.Errorf("deleting the load balancer: %w", err), publishErr)
+	}
+	r.memory.forget(client.ObjectKeyFromObject(svc))
+	if err := r.unpublish(ctx, svc, err == nil); err != nil {
+		return err
+	}
+	before := svc.DeepCopy()
+	controllerutil.RemoveFinalizer(svc, servicehelper.LoadBalancerCleanupFinalizer)
+	delete(svc.Annotations, fairleadv1alpha1.AnnotationProvider)
+	if err := r.Client.Patch(ctx, svc, optimistic(before)); err != nil {
+		return fmt.Errorf("removing the cleanup finalizer: %w", err)
+	}
+	r.event(svc, eventDeleted)
+	log.FromContext(ctx).Info("Deleted load balancer")
+	return nil
+}
+
+// withIPMode fills in the default of the API, so that what is compared is complete.
+func withIPMode(in []corev1.LoadBalancerIngress) []corev1.LoadBalancerIngress {
+	var out []corev1.LoadBalancerIngress
+	for _, i := range in {
+		if i.IP != "" && i.IPMode == nil {
+			i.IPMode = ptr.To(corev1.LoadBalancerIPModeVIP)
+		}
+		out = append(out, i)
+	}
+	return out
+}
+
+// assignedCondition returns the condition of a Service that the provider has done all for.
+func assignedCondition(ingress []corev1.LoadBalancerIngress) metav1.Condition {
+	if len(ingress) == 0 {
+		return notAssigned(fairleadv1alpha1.ReasonNoAddress, "the provider made a load balancer that has no address yet")
+	}
+	var all []string
+	for _, i := range ingress {
+		all = append(all, i.IP+i.Hostname) // one of the two
+	}
+	return metav1.Condition{
+		Type: fairleadv1alpha1.ConditionAddressAssigned, Status: metav1.ConditionTrue,
+		Reason: fairleadv1alpha1.ReasonAssigned, Message: "assigned " + strings.Join(all, ", "),
+	}
+}
+
+func notAssigned(reason, message string) metav1.Condition {
+	return metav1.Condition{
+		Type: fairleadv1alpha1.ConditionAddressAssigned, Status: metav1.ConditionFalse,
+		Reason: reason, Message: message,
+	}
+}

@@ -1,0 +1,107 @@
+package controllers
+
+import (
+	"context"
+	"fmt"
+
+	"github.com/prometheus/client_golang/prometheus"
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/equality"
+	apimeta "k8s.io/apimachinery/pkg/api/meta"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"sigs.k8s.io/controller-runtime/pkg/log"
+
+	fairleadv1alpha1 "fairlead.dev/fairlead/api/v1alpha1"
+)
+
+// statusRepairs counts how often somebody else wrote status.loadBalancer of a Service.
+var statusRepairs = prometheus.NewCounter(prometheus.CounterOpts{
+	Name: "fairlead_loadbalancer_status_repairs_total",
+	Help: "How often status.loadBalancer of a Service was put back after somebody else changed it.",
+})
+
+// assigned returns svc's condition AddressAssigned, nil where it has none.
+func assigned(svc *corev1.Service) *metav1.Condition {
+	return apimeta.FindStatusCondition(svc.Status.Conditions, fairleadv1alpha1.ConditionAddressAssigned)
+}
+
+func sameIngress(a, b []corev1.LoadBalancerIngress) bool {
+	return equality.Semantic.DeepEqual(a, b)
+}
+
+// publish writes p to the status of svc where it differs, and then says so in events.
+func (r *LoadBalancerReconciler) publish(ctx context.Context, svc *corev1.Service, p provided) (provided, error) {
+	before := svc.DeepCopy()
+	had := assigned(before)
+	moved := !sameIngress(before.Status.LoadBalancer.Ingress, p.ingress)
+	if moved {
+		svc.Status.LoadBalancer.Ingress = p.ingress
+	}
+	p.condition.ObservedGeneration = svc.Generation
+	if apimeta.SetStatusCondition(&svc.Status.Conditions, p.condition) || moved {
+		if err := r.Client.Status().Patch(ctx, svc, optimistic(before)); err != nil {
+			return p, fmt.Errorf("patching the status: %w", err)
+		}
+	}
+	told := had != nil && had.Status == p.condition.Status && had.Reason == p.condition.Reason && had.Message == p.condition.Message
+	switch {
+	case p.condition.Status != metav1.ConditionTrue && !told:
+		r.event(svc, serviceEvent{corev1.EventTypeWarning, p.condition.Reason, "AssignAddress", p.condition.Message})
+		log.FromContext(ctx).Info("Load balancer not assigned", "reason", p.condition.Reason, "message", p.condition.Message)
+	case p.condition.Status == metav1.ConditionTrue && (p.announce || moved && !p.published):
+		r.event(svc, eventEnsured(p.condition.Message))
+		log.FromContext(ctx).Info("Ensured load balancer", "ingress", p.condition.Message)
+	case moved && p.published:
+		statusRepairs.Inc()
+		log.FromContext(ctx).Info("Put back the load balancer status that was changed", "was", before.Status.LoadBalancer.Ingress)
+	}
+	p.announce, p.published = false, true
+	return p, nil
+}
+
+// unpublish takes all that we wrote out of the status of svc. ingress says whether the
+// ingress is ours. A Service that is being deleted keeps its status to the end.
+func (r *LoadBalancerReconciler) unpublish(ctx context.Context, svc *corev1.Service, ingress bool) error {
+	if !svc.DeletionTimestamp.IsZero() {
+		return nil
+	}
+	before := svc.DeepCopy()
+	changed := apimeta.RemoveStatusCondition(&svc.Status.Conditions, fairleadv1alpha1.ConditionAddressAssigned)
+	if ingress && len(svc.Status.LoadBalancer.Ingress) > 0 {
+		svc.Status.LoadBalancer.Ingress, changed = nil, true
+	}
+	if !changed {
+		return nil
+	}
+	if err := r.Client.Status().Patch(ctx, svc, optimistic(before)); err != nil {
+		return fmt.Errorf("clearing the status: %w", err)
+	}
+	return nil
+}
+
+// serviceEvent is one event about a Service.
+type serviceEvent struct{ kind, reason, action, note string }
+
+var (
+	eventEnsuring    = serviceEvent{corev1.EventTypeNormal, fairleadv1alpha1.ReasonEnsuringLoadBalancer, "EnsureLoadBalancer", "Ensuring load balancer"}
+	eventUpdated     = serviceEvent{corev1.EventTypeNormal, fairleadv1alpha1.ReasonUpdatedLoadBalancer, "UpdateLoadBalancer", "Updated load balancer with new hosts"}
+	eventUnavailable = serviceEvent{corev1.EventTypeWarning, fairleadv1alpha1.ReasonUnAvailableLoadBalancer, "UpdateLoadBalancer", "There are no available nodes for LoadBalancer"}
+	eventDeleting    = serviceEvent{corev1.EventTypeNormal, fairleadv1alpha1.ReasonDeletingLoadBalancer, "DeleteLoadBalancer", "Deleting load balancer"}
+	eventDeleted     = serviceEvent{corev1.EventTypeNormal, fairleadv1alpha1.ReasonDeletedLoadBalancer, "DeleteLoadBalancer", "Deleted load balancer"}
+)
+
+func eventEnsured(what string) serviceEvent {
+	return serviceEvent{corev1.EventTypeNormal, fairleadv1alpha1.ReasonEnsuredLoadBalancer, "EnsureLoadBalancer", "Ensured load balancer: " + what}
+}
+
+func eventFailed(err error) serviceEvent {
+	return serviceEvent{corev1.EventTypeWarning, fairleadv1alpha1.ReasonSyncLoadBalancerFailed, "UpdateLoadBalancer", "Error syncing load balancer: " + err.Error()}
+}
+
+// noteLimit is what the API server takes (pkg/apis/core/validation NoteLengthLimit); the
+// words of a provider can be longer.
+const noteLimit = 1024
+
+func (r *LoadBalancerReconciler) event(svc *corev1.Service, e serviceEvent) {
+	r.Events.Eventf(svc, nil, e.kind, e.reason, e.action, "%s", e.note[:min(len(e.note), noteLimit)])
+}
