@@ -112,9 +112,11 @@ func (r *EndpointSliceReconciler) Reconcile(ctx context.Context, req ctrl.Reques
 
 	var svc corev1.Service
 	if err := r.Client.Get(ctx, req.NamespacedName, &svc); err != nil {
-		if apierrors.IsNotFound(err) {
-			r.writes.forget(req.NamespacedName) // the slices are the garbage collector's
-			r.differences.set(req.NamespacedName, endpointslice.Plan{})
+		if apierrors.IsNotFound(err) { // the slices are the garbage collector's
+			r.writes.forget(req.NamespacedName)
+			if r.Observe {
+				r.differences.set(req.NamespacedName, endpointslice.Plan{})
+			}
 		}
 		return ctrl.Result{}, client.IgnoreNotFound(err)
 	}

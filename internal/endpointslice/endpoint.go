@@ -7,7 +7,6 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
-	"k8s.io/utils/ptr"
 )
 
 // podKey says whose endpoint it is. A pod has one endpoint per family, and there is one
@@ -73,7 +72,7 @@ func (b *builder) endpoint(pod *corev1.Pod, family discoveryv1.AddressType) (dis
 	e := discoveryv1.Endpoint{
 		Addresses: []string{address},
 		Conditions: discoveryv1.EndpointConditions{
-			Ready:       ptr.To(b.Service.Spec.PublishNotReadyAddresses || serves && !terminates),
+			Ready:       new(b.Service.Spec.PublishNotReadyAddresses || serves && !terminates),
 			Serving:     &serves,
 			Terminating: &terminates,
 		},
@@ -118,7 +117,7 @@ func hints(svc *corev1.Service, e *discoveryv1.Endpoint) *discoveryv1.EndpointHi
 		return nil
 	}
 	var h discoveryv1.EndpointHints
-	switch ptr.Deref(svc.Spec.TrafficDistribution, "") {
+	switch deref(svc.Spec.TrafficDistribution, "") {
 	case corev1.ServiceTrafficDistributionPreferSameNode:
 		if e.NodeName != nil {
 			h.ForNodes = []discoveryv1.ForNode{{Name: *e.NodeName}}
@@ -152,12 +151,12 @@ func topologyAuto(svc *corev1.Service) bool {
 // with every heartbeat of the pod, and nobody reads it.
 func equalEndpoints(a, b *discoveryv1.Endpoint) bool {
 	return slices.Equal(a.Addresses, b.Addresses) &&
-		ptr.Equal(a.Conditions.Ready, b.Conditions.Ready) &&
-		ptr.Equal(a.Conditions.Serving, b.Conditions.Serving) &&
-		ptr.Equal(a.Conditions.Terminating, b.Conditions.Terminating) &&
-		ptr.Equal(a.Hostname, b.Hostname) &&
-		ptr.Equal(a.NodeName, b.NodeName) &&
-		ptr.Equal(a.Zone, b.Zone) &&
+		same(a.Conditions.Ready, b.Conditions.Ready) &&
+		same(a.Conditions.Serving, b.Conditions.Serving) &&
+		same(a.Conditions.Terminating, b.Conditions.Terminating) &&
+		same(a.Hostname, b.Hostname) &&
+		same(a.NodeName, b.NodeName) &&
+		same(a.Zone, b.Zone) &&
 		len(a.DeprecatedTopology) == len(b.DeprecatedTopology) &&
 		equalTargets(a.TargetRef, b.TargetRef) &&
 		equalHints(a.Hints, b.Hints)
@@ -167,12 +166,28 @@ func equalTargets(a, b *corev1.ObjectReference) bool {
 	if a == nil || b == nil {
 		return a == b
 	}
-	x, y := *a, *b
-	x.ResourceVersion, y.ResourceVersion = "", ""
-	return x == y
+	x := *a
+	x.ResourceVersion = b.ResourceVersion
+	return x == *b
 }
 
 func equalHints(a, b *discoveryv1.EndpointHints) bool {
-	x, y := ptr.Deref(a, discoveryv1.EndpointHints{}), ptr.Deref(b, discoveryv1.EndpointHints{})
+	x, y := deref(a, discoveryv1.EndpointHints{}), deref(b, discoveryv1.EndpointHints{})
 	return slices.Equal(x.ForZones, y.ForZones) && slices.Equal(x.ForNodes, y.ForNodes)
+}
+
+// deref returns what p points to, otherwise for nil.
+func deref[T any](p *T, otherwise T) T {
+	if p == nil {
+		return otherwise
+	}
+	return *p
+}
+
+// same says whether a and b point to equal values, or both to none.
+func same[T comparable](a, b *T) bool {
+	if a == nil || b == nil {
+		return a == b
+	}
+	return *a == *b
 }

@@ -5,7 +5,6 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
-	"k8s.io/utils/ptr"
 
 	"fairlead.dev/fairlead/internal/endpointslice"
 )
@@ -110,11 +109,11 @@ func TestWhatAnEndpointSays(t *testing.T) {
 		plain := discoveryv1.Endpoint{
 			Addresses: []string{address(1, family)},
 			Conditions: discoveryv1.EndpointConditions{
-				Ready: ptr.To(true), Serving: ptr.To(true), Terminating: ptr.To(false),
+				Ready: new(true), Serving: new(true), Terminating: new(false),
 			},
 			TargetRef: &corev1.ObjectReference{Kind: "Pod", Namespace: "shop", Name: "pod-001", UID: "pod-uid-1"},
-			NodeName:  ptr.To("node-a"),
-			Zone:      ptr.To("zone-a"),
+			NodeName:  new("node-a"),
+			Zone:      new("zone-a"),
 		}
 		with := func(edit func(*discoveryv1.Endpoint)) discoveryv1.Endpoint {
 			e := plain.DeepCopy()
@@ -129,12 +128,12 @@ func TestWhatAnEndpointSays(t *testing.T) {
 			"address, target, node and zone": {want: plain},
 			"no zone from a node without the label": {
 				pod:  func(p *corev1.Pod) { p.Spec.NodeName = "node-c" },
-				want: with(func(e *discoveryv1.Endpoint) { e.NodeName, e.Zone = ptr.To("node-c"), nil }),
+				want: with(func(e *discoveryv1.Endpoint) { e.NodeName, e.Zone = new("node-c"), nil }),
 			},
 			"no zone from an unknown node": {
 				svc:  publishNotReady,
 				pod:  func(p *corev1.Pod) { p.Spec.NodeName = "node-z" },
-				want: with(func(e *discoveryv1.Endpoint) { e.NodeName, e.Zone = ptr.To("node-z"), nil }),
+				want: with(func(e *discoveryv1.Endpoint) { e.NodeName, e.Zone = new("node-z"), nil }),
 			},
 			"no node before the pod is scheduled": {
 				svc:  publishNotReady,
@@ -143,7 +142,7 @@ func TestWhatAnEndpointSays(t *testing.T) {
 			},
 			"hostname in the subdomain of the Service": {
 				pod:  func(p *corev1.Pod) { p.Spec.Hostname, p.Spec.Subdomain = "web-0", "web" },
-				want: with(func(e *discoveryv1.Endpoint) { e.Hostname = ptr.To("web-0") }),
+				want: with(func(e *discoveryv1.Endpoint) { e.Hostname = new("web-0") }),
 			},
 			"no hostname in another subdomain": {
 				pod:  func(p *corev1.Pod) { p.Spec.Hostname, p.Spec.Subdomain = "web-0", "db" },

@@ -12,8 +12,8 @@ import (
 	discoveryv1 "k8s.io/api/discovery/v1"
 )
 
-// Input is the part of the world that the slices of one Service depend on. Nothing in
-// it is changed, and nothing that Compute returns may be used to change it.
+// Input is the part of the world that the slices of one Service depend on. Compute
+// changes nothing in it.
 type Input struct {
 	Service *corev1.Service
 	// Pods are those of the Service's namespace; the ones that its selector does not
@@ -38,7 +38,8 @@ type Options struct {
 
 // Plan is what turns the slices that are there into those that should be. Carried out
 // in the order of its fields, no endpoint is missing in between. Objects in Update
-// carry the resourceVersion, those in Delete the UID too, that the plan was made from.
+// carry the resourceVersion that the plan was made from; those in Delete are the ones of
+// the input, not to be changed.
 type Plan struct {
 	Create, Update, Delete []*discoveryv1.EndpointSlice
 }
@@ -196,6 +197,7 @@ func addressTypes(svc *corev1.Service) []discoveryv1.AddressType {
 			types = append(types, discoveryv1.AddressTypeIPv4)
 		case corev1.IPv6Protocol:
 			types = append(types, discoveryv1.AddressTypeIPv6)
+		default: // the API server lets no other one in
 		}
 	}
 	if len(types) > 0 {

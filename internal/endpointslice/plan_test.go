@@ -10,7 +10,6 @@ import (
 	discoveryv1 "k8s.io/api/discovery/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/util/validation"
-	"k8s.io/utils/ptr"
 
 	"fairlead.dev/fairlead/internal/endpointslice"
 )
@@ -110,7 +109,7 @@ func TestMetadata(t *testing.T) {
 			"team": "a", discoveryv1.LabelServiceName: "web", discoveryv1.LabelManagedBy: managedBy, corev1.IsHeadlessService: "",
 		}, slice.Labels)
 		diff(t, "owners", []metav1.OwnerReference{{
-			APIVersion: "v1", Kind: "Service", Name: "web", UID: "web-uid", Controller: ptr.To(true), BlockOwnerDeletion: ptr.To(true),
+			APIVersion: "v1", Kind: "Service", Name: "web", UID: "web-uid", Controller: new(true), BlockOwnerDeletion: new(true),
 		}}, slice.OwnerReferences)
 		diff(t, "namespace", "shop", slice.Namespace)
 	}
@@ -192,46 +191,46 @@ func sliceNames(all []*discoveryv1.EndpointSlice) []string {
 func TestRepair(t *testing.T) {
 	v4 := discoveryv1.AddressTypeIPv4
 	for name, tc := range map[string]struct {
-		edit func(t *testing.T, w *world, slice *discoveryv1.EndpointSlice)
+		edit func(w *world, slice *discoveryv1.EndpointSlice)
 		plan [3]int
 	}{
-		"an endpoint removed": {func(_ *testing.T, _ *world, s *discoveryv1.EndpointSlice) { s.Endpoints = s.Endpoints[1:] }, [3]int{0, 1, 0}},
-		"an endpoint added": {func(_ *testing.T, _ *world, s *discoveryv1.EndpointSlice) {
+		"an endpoint removed": {func(_ *world, s *discoveryv1.EndpointSlice) { s.Endpoints = s.Endpoints[1:] }, [3]int{0, 1, 0}},
+		"an endpoint added": {func(_ *world, s *discoveryv1.EndpointSlice) {
 			s.Endpoints = append(s.Endpoints, discoveryv1.Endpoint{Addresses: []string{"192.0.2.1"}})
 		}, [3]int{0, 1, 0}},
-		"an endpoint twice": {func(_ *testing.T, _ *world, s *discoveryv1.EndpointSlice) {
+		"an endpoint twice": {func(_ *world, s *discoveryv1.EndpointSlice) {
 			s.Endpoints = append(s.Endpoints, s.Endpoints[0])
 		}, [3]int{0, 1, 0}},
-		"an address changed":   {func(_ *testing.T, _ *world, s *discoveryv1.EndpointSlice) { s.Endpoints[0].Addresses[0] = "192.0.2.1" }, [3]int{0, 1, 0}},
-		"a condition changed":  {func(_ *testing.T, _ *world, s *discoveryv1.EndpointSlice) { s.Endpoints[0].Conditions.Ready = nil }, [3]int{0, 1, 0}},
-		"a zone changed":       {func(_ *testing.T, _ *world, s *discoveryv1.EndpointSlice) { s.Endpoints[0].Zone = nil }, [3]int{0, 1, 0}},
-		"another order is not": {func(_ *testing.T, _ *world, s *discoveryv1.EndpointSlice) { slices.Reverse(s.Endpoints) }, [3]int{}},
-		"an annotation is not": {func(_ *testing.T, _ *world, s *discoveryv1.EndpointSlice) {
+		"an address changed":   {func(_ *world, s *discoveryv1.EndpointSlice) { s.Endpoints[0].Addresses[0] = "192.0.2.1" }, [3]int{0, 1, 0}},
+		"a condition changed":  {func(_ *world, s *discoveryv1.EndpointSlice) { s.Endpoints[0].Conditions.Ready = nil }, [3]int{0, 1, 0}},
+		"a zone changed":       {func(_ *world, s *discoveryv1.EndpointSlice) { s.Endpoints[0].Zone = nil }, [3]int{0, 1, 0}},
+		"another order is not": {func(_ *world, s *discoveryv1.EndpointSlice) { slices.Reverse(s.Endpoints) }, [3]int{}},
+		"an annotation is not": {func(_ *world, s *discoveryv1.EndpointSlice) {
 			s.Annotations = map[string]string{"note": "x"}
 		}, [3]int{}},
-		"a port changed": {func(_ *testing.T, _ *world, s *discoveryv1.EndpointSlice) { s.Ports[0].Port = ptr.To[int32](1) }, [3]int{0, 1, 0}},
-		"a label added":  {func(_ *testing.T, _ *world, s *discoveryv1.EndpointSlice) { s.Labels["x"] = "y" }, [3]int{0, 1, 0}},
-		"labelled away": {func(_ *testing.T, _ *world, s *discoveryv1.EndpointSlice) {
+		"a port changed": {func(_ *world, s *discoveryv1.EndpointSlice) { s.Ports[0].Port = new(int32(1)) }, [3]int{0, 1, 0}},
+		"a label added":  {func(_ *world, s *discoveryv1.EndpointSlice) { s.Labels["x"] = "y" }, [3]int{0, 1, 0}},
+		"labelled away": {func(_ *world, s *discoveryv1.EndpointSlice) {
 			delete(s.Labels, discoveryv1.LabelServiceName)
 		}, [3]int{0, 1, 0}},
-		"its owner removed":    {func(_ *testing.T, _ *world, s *discoveryv1.EndpointSlice) { s.OwnerReferences = nil }, [3]int{0, 1, 0}},
-		"no longer controlled": {func(_ *testing.T, _ *world, s *discoveryv1.EndpointSlice) { s.OwnerReferences[0].Controller = nil }, [3]int{0, 1, 0}},
-		"deleted": {func(t *testing.T, w *world, s *discoveryv1.EndpointSlice) {
+		"its owner removed":    {func(_ *world, s *discoveryv1.EndpointSlice) { s.OwnerReferences = nil }, [3]int{0, 1, 0}},
+		"no longer controlled": {func(_ *world, s *discoveryv1.EndpointSlice) { s.OwnerReferences[0].Controller = nil }, [3]int{0, 1, 0}},
+		"deleted": {func(w *world, s *discoveryv1.EndpointSlice) {
 			w.slices = slices.Delete(w.slices, w.find(s.Name), w.find(s.Name)+1)
 		}, [3]int{1, 0, 0}},
-		"duplicated by a crash": {func(t *testing.T, w *world, s *discoveryv1.EndpointSlice) {
+		"duplicated by a crash": {func(w *world, s *discoveryv1.EndpointSlice) {
 			twin := s.DeepCopy()
 			twin.Name += "x"
 			w.slices = append(w.slices, twin)
 		}, [3]int{0, 0, 1}},
-		"on its way out": {func(t *testing.T, w *world, s *discoveryv1.EndpointSlice) {
-			s.DeletionTimestamp = ptr.To(metav1.Unix(2000, 0))
+		"on its way out": {func(_ *world, s *discoveryv1.EndpointSlice) {
+			s.DeletionTimestamp = new(metav1.Unix(2000, 0))
 		}, [3]int{1, 0, 0}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			w := newWorld(dualStack(), pods(0, 3)...)
 			w.sync(t)
-			tc.edit(t, w, w.only(t, v4))
+			tc.edit(w, w.only(t, v4))
 			diff(t, "plan", tc.plan, counts(w.sync(t)))
 			live := slices.DeleteFunc(w.slices, func(s *discoveryv1.EndpointSlice) bool { return s.DeletionTimestamp != nil })
 			w.slices = live
@@ -260,7 +259,7 @@ func TestForeignSlicesAreLeftAlone(t *testing.T) {
 		"another manager": func(s *discoveryv1.EndpointSlice) { s.Labels[discoveryv1.LabelManagedBy] = "me" },
 		"no manager":      func(s *discoveryv1.EndpointSlice) { delete(s.Labels, discoveryv1.LabelManagedBy) },
 		"another controller": func(s *discoveryv1.EndpointSlice) {
-			s.OwnerReferences = []metav1.OwnerReference{{APIVersion: "apps/v1", Kind: "Deployment", Name: "web", Controller: ptr.To(true)}}
+			s.OwnerReferences = []metav1.OwnerReference{{APIVersion: "apps/v1", Kind: "Deployment", Name: "web", Controller: new(true)}}
 		},
 		"another Service's, labelled as this one's": func(s *discoveryv1.EndpointSlice) {
 			s.OwnerReferences[0].Name, s.OwnerReferences[0].UID = "db", "db-uid"
@@ -316,7 +315,7 @@ func TestServiceCreatedAnewUnderItsName(t *testing.T) {
 func TestServiceBeingDeleted(t *testing.T) {
 	w := newWorld(dualStack(singleStack), pods(0, 100)...)
 	w.sync(t)
-	w.svc.DeletionTimestamp = ptr.To(metav1.Unix(2000, 0))
+	w.svc.DeletionTimestamp = new(metav1.Unix(2000, 0))
 	w.pods = pods(1, 102)
 	diff(t, "plan", [3]int{0, 1, 0}, counts(w.sync(t)))
 	w.slices = nil

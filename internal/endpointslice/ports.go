@@ -8,7 +8,6 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
 	"k8s.io/apimachinery/pkg/util/intstr"
-	"k8s.io/utils/ptr"
 )
 
 // portKey is an EndpointPort as a value that can be compared. The API reads no number
@@ -39,7 +38,7 @@ func portsOf(svc *corev1.Service, pod *corev1.Pod) []portKey {
 		if number, ok := targetPort(pod, port); ok {
 			keys = append(keys, portKey{
 				name: port.Name, protocol: port.Protocol, number: number, hasNumber: true,
-				appProtocol: ptr.Deref(port.AppProtocol, ""),
+				appProtocol: deref(port.AppProtocol, ""),
 			})
 		}
 	}
@@ -57,7 +56,7 @@ func targetPort(pod *corev1.Pod, port *corev1.ServicePort) (int32, bool) {
 		return number, true
 	}
 	for i := range pod.Spec.InitContainers {
-		if ptr.Deref(pod.Spec.InitContainers[i].RestartPolicy, "") != corev1.ContainerRestartPolicyAlways {
+		if deref(pod.Spec.InitContainers[i].RestartPolicy, "") != corev1.ContainerRestartPolicyAlways {
 			continue
 		}
 		if number, ok := namedPort(pod.Spec.InitContainers[i:i+1], port); ok {
@@ -82,9 +81,9 @@ func portKeys(ports []discoveryv1.EndpointPort) []portKey {
 	keys := make([]portKey, 0, len(ports))
 	for _, p := range ports {
 		keys = append(keys, portKey{
-			name: ptr.Deref(p.Name, ""), protocol: ptr.Deref(p.Protocol, corev1.ProtocolTCP),
-			number: ptr.Deref(p.Port, 0), hasNumber: p.Port != nil,
-			appProtocol: ptr.Deref(p.AppProtocol, ""),
+			name: deref(p.Name, ""), protocol: deref(p.Protocol, corev1.ProtocolTCP),
+			number: deref(p.Port, 0), hasNumber: p.Port != nil,
+			appProtocol: deref(p.AppProtocol, ""),
 		})
 	}
 	return keys

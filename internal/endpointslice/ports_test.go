@@ -8,7 +8,6 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
 	"k8s.io/apimachinery/pkg/util/intstr"
-	"k8s.io/utils/ptr"
 )
 
 func servicePorts(ports ...corev1.ServicePort) func(*corev1.Service) {
@@ -37,7 +36,7 @@ func initContainers(policy *corev1.ContainerRestartPolicy, c ...corev1.Container
 }
 
 func TestPorts(t *testing.T) {
-	always := ptr.To(corev1.ContainerRestartPolicyAlways)
+	always := new(corev1.ContainerRestartPolicyAlways)
 	http := func(number int32) []string { return []string{fmt.Sprintf("http/%d/TCP", number)} }
 	byName := servicePorts(named("http", "web", corev1.ProtocolTCP))
 	for name, tc := range map[string]struct {
@@ -62,7 +61,7 @@ func TestPorts(t *testing.T) {
 			containers(container("dns", 53, corev1.ProtocolUDP)), []string{"dns/53/UDP"},
 		},
 		"appProtocol": {servicePorts(corev1.ServicePort{
-			Name: "http", Port: 80, Protocol: corev1.ProtocolTCP, TargetPort: intstr.FromInt32(80), AppProtocol: ptr.To("kubernetes.io/h2c"),
+			Name: "http", Port: 80, Protocol: corev1.ProtocolTCP, TargetPort: intstr.FromInt32(80), AppProtocol: new("kubernetes.io/h2c"),
 		}), func(*corev1.Pod) {}, []string{"http/80/TCP/kubernetes.io/h2c"}},
 		"no ports on a headless Service": {func(s *corev1.Service) { headless(s); s.Spec.Ports = nil }, func(*corev1.Pod) {}, nil},
 	} {

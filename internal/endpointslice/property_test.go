@@ -14,7 +14,6 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/apimachinery/pkg/util/intstr"
-	"k8s.io/utils/ptr"
 	"pgregory.net/rapid"
 )
 
@@ -96,7 +95,7 @@ var changes = map[string]func(*rapid.T, *world){
 			func() { headless(w.svc) },
 			func() { w.svc.UID += "+" },
 			func() { w.svc.Labels = map[string]string{"x": "y"} },
-			func() { w.svc.Spec.TrafficDistribution = ptr.To("PreferSameNode") },
+			func() { w.svc.Spec.TrafficDistribution = new("PreferSameNode") },
 			func() { w.svc.Spec.Selector = map[string]string{} },
 			func() { w.svc.Spec.Selector = map[string]string{"app": "web"} },
 		)

@@ -8,7 +8,6 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
 	"k8s.io/apimachinery/pkg/types"
-	"k8s.io/utils/ptr"
 )
 
 // reported is what the slices say about a pod.
@@ -66,7 +65,7 @@ func (b *builder) told() map[podKey]reported {
 	for _, slice := range b.current {
 		for i := range slice.Endpoints {
 			if e := &slice.Endpoints[i]; e.TargetRef != nil {
-				told[keyOf(e)] = reported{e.TargetRef.UID, ptr.Deref(e.Conditions.Serving, false)}
+				told[keyOf(e)] = reported{e.TargetRef.UID, deref(e.Conditions.Serving, false)}
 			}
 		}
 	}

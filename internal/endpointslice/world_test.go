@@ -13,7 +13,6 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/apimachinery/pkg/util/intstr"
-	"k8s.io/utils/ptr"
 
 	"fairlead.dev/fairlead/internal/endpointslice"
 )
@@ -92,7 +91,7 @@ func pods(from, to int, edit ...func(*corev1.Pod)) []*corev1.Pod {
 
 func notReady(p *corev1.Pod) { p.Status.Conditions[0].Status = corev1.ConditionFalse }
 
-func terminating(p *corev1.Pod) { p.DeletionTimestamp = ptr.To(metav1.Unix(2000, 0)) }
+func terminating(p *corev1.Pod) { p.DeletionTimestamp = new(metav1.Unix(2000, 0)) }
 
 func publishNotReady(svc *corev1.Service) { svc.Spec.PublishNotReadyAddresses = true }
 
