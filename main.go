@@ -24,6 +24,8 @@ func main() {
 		Short:         "The whole life of a Kubernetes Service, without a cloud",
 		SilenceUsage:  true,
 		SilenceErrors: true,
+		// An error is one line.
+		DisableSuggestions: true,
 	}
 	root.AddCommand(controllers.Command(nil), node.Command(), versionCommand())
 	if err := root.ExecuteContext(ctrl.SetupSignalHandler()); err != nil {
