@@ -45,7 +45,8 @@ type LoadBalancerReconciler struct {
 	Client   client.Client
 	Balancer cloudprovider.LoadBalancer
 	Events   events.EventRecorder
-	// Provider is the name of the provider, written to the Services it serves.
+	// Provider is the name of the provider. It is written to the Services it serves,
+	// with Class, and neither may be empty.
 	Provider string
 	// Class is the spec.loadBalancerClass to serve, and Default says whether
 	// Services without one are served too.
@@ -126,8 +127,14 @@ func (r *LoadBalancerReconciler) holds(svc *corev1.Service) bool {
 	if _, ok := r.memory.get(client.ObjectKeyFromObject(svc)); ok {
 		return true
 	}
-	return svc.Annotations[fairleadv1alpha1.AnnotationProvider] == r.Provider ||
-		r.wants(svc) && servicehelper.HasLBFinalizer(svc)
+	return r.claimed(svc) || r.wants(svc) && servicehelper.HasLBFinalizer(svc)
+}
+
+// claimed says whether svc has our mark. It bears the class too, because another fairlead
+// may serve another class with the same provider.
+func (r *LoadBalancerReconciler) claimed(svc *corev1.Service) bool {
+	return svc.Annotations[fairleadv1alpha1.AnnotationProvider] == r.Provider &&
+		svc.Annotations[fairleadv1alpha1.AnnotationProviderClass] == r.Class
 }
 
 // ensure makes the load balancer of svc, or what has changed about it, and publishes it.
@@ -161,10 +168,11 @@ func (r *LoadBalancerReconciler) ensure(ctx context.Context, svc *corev1.Service
 func (r *LoadBalancerReconciler) claim(ctx context.Context, svc *corev1.Service) error {
 	before := svc.DeepCopy()
 	added := controllerutil.AddFinalizer(svc, servicehelper.LoadBalancerCleanupFinalizer)
-	if !added && svc.Annotations[fairleadv1alpha1.AnnotationProvider] == r.Provider {
+	if !added && r.claimed(svc) {
 		return nil
 	}
 	metav1.SetMetaDataAnnotation(&svc.ObjectMeta, fairleadv1alpha1.AnnotationProvider, r.Provider)
+	metav1.SetMetaDataAnnotation(&svc.ObjectMeta, fairleadv1alpha1.AnnotationProviderClass, r.Class)
 	if err := r.Client.Patch(ctx, svc, optimistic(before)); err != nil {
 		return fmt.Errorf("adding the cleanup finalizer: %w", err)
 	}
@@ -254,6 +262,7 @@ func (r *LoadBalancerReconciler) release(ctx context.Context, svc *corev1.Servic
 	before := svc.DeepCopy()
 	controllerutil.RemoveFinalizer(svc, servicehelper.LoadBalancerCleanupFinalizer)
 	delete(svc.Annotations, fairleadv1alpha1.AnnotationProvider)
+	delete(svc.Annotations, fairleadv1alpha1.AnnotationProviderClass)
 	if err := r.Client.Patch(ctx, svc, optimistic(before)); err != nil {
 		return fmt.Errorf("removing the cleanup finalizer: %w", err)
 	}

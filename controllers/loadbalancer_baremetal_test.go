@@ -115,9 +115,14 @@ var _ = Describe("Bare-metal LoadBalancer", Ordered, func() {
 	It("leaves Services of other classes alone", SpecTimeout(patience), func(ctx SpecContext) {
 		e.pool(ctx, "foreign", "198.51.100.56/29")
 		foreign := e.service(ctx, "foreign", func(s *corev1.Service) { s.Spec.LoadBalancerClass = ptr.To("example.com/other") })
+		served := e.service(ctx, "served", func(s *corev1.Service) {
+			s.Spec.LoadBalancerClass = ptr.To("example.com/other")
+			s.Annotations[v1alpha1.AnnotationProvider] = "baremetal"
+			s.Annotations[v1alpha1.AnnotationProviderClass] = "example.com/other"
+		})
 		classless := e.service(ctx, "classless", func(s *corev1.Service) { s.Spec.LoadBalancerClass = nil })
 		Eventually(ctx, e.ips(ctx, e.service(ctx, "ours"))).ShouldNot(BeEmpty())
-		for _, svc := range []*corev1.Service{foreign, classless} {
+		for _, svc := range []*corev1.Service{foreign, served, classless} {
 			Expect(e.fetch(ctx, svc).ResourceVersion).To(Equal(svc.ResourceVersion))
 		}
 	})
@@ -136,7 +141,7 @@ var _ = Describe("Bare-metal LoadBalancer", Ordered, func() {
 		Eventually(ctx, func(g Gomega) {
 			got := e.fetch(ctx, svc)
 			g.Expect(got.Finalizers).To(BeEmpty())
-			g.Expect(got.Annotations).NotTo(HaveKey(v1alpha1.AnnotationProvider))
+			g.Expect(got.Annotations).NotTo(Or(HaveKey(v1alpha1.AnnotationProvider), HaveKey(v1alpha1.AnnotationProviderClass)))
 			g.Expect(got.Status.LoadBalancer.Ingress).To(BeEmpty())
 			g.Expect(got.Status.Conditions).To(BeEmpty())
 		}).Should(Succeed())

@@ -41,7 +41,10 @@ func sameDemand(a, b *corev1.Service) bool {
 func sameAnnotations(a, b map[string]string) bool {
 	covers := func(a, b map[string]string) bool {
 		for k, v := range a {
-			if other, ok := b[k]; k != fairleadv1alpha1.AnnotationProvider && (!ok || other != v) {
+			if k == fairleadv1alpha1.AnnotationProvider || k == fairleadv1alpha1.AnnotationProviderClass {
+				continue
+			}
+			if other, ok := b[k]; !ok || other != v {
 				return false
 			}
 		}

@@ -84,8 +84,14 @@ const (
 	AnnotationOldMetalLBPool      = "metallb.universe.tf/address-pool"
 )
 
-// AnnotationProvider is written to a Service together with its cleanup finalizer, and
-// names the provider that holds a load balancer for it. Nothing else tells whose it is
-// once the Service has changed: the API server wipes spec.loadBalancerClass with the
-// type, and the finalizer is the same for every controller.
-const AnnotationProvider = "fairlead.dev/provider"
+// Annotations on a Service that are written together with its cleanup finalizer, and
+// go with it. Nothing else tells whose the load balancer is once the Service has changed:
+// the API server wipes spec.loadBalancerClass with the type, and the finalizer is the
+// same for every controller.
+const (
+	// AnnotationProvider names the provider that holds a load balancer.
+	AnnotationProvider = "fairlead.dev/provider"
+	// AnnotationProviderClass is the loadBalancerClass that the controller in front of
+	// the provider is configured with, also where the Service has none.
+	AnnotationProviderClass = "fairlead.dev/provider-class"
+)

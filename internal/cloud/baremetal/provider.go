@@ -165,7 +165,9 @@ func (p *Provider) ProviderName() string { return Name }
 // to be told from another cluster's.
 func (p *Provider) HasClusterID() bool { return true }
 
-// holds says whether what is in the status of svc is from here, or is to be.
+// holds says whether what is in the status of svc is from here, or is to be. It may be of
+// another class than those we want: one that we served before, or that another fairlead
+// serves out of the same pools.
 func (p *Provider) holds(svc *corev1.Service) bool {
 	return p.wants(svc) || svc.Annotations[v1alpha1.AnnotationProvider] == Name
 }
