@@ -106,8 +106,7 @@ func WaitForAPIServer(ctx context.Context, cfg *rest.Config, logger logr.Logger)
 }
 
 func rootCause(err error) string {
-	var urlErr *url.Error
-	if errors.As(err, &urlErr) {
+	if urlErr, ok := errors.AsType[*url.Error](err); ok {
 		return urlErr.Err.Error()
 	}
 	return err.Error()

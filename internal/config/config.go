@@ -101,10 +101,7 @@ func decode(raw []byte, into any) (faults []error, err error) {
 		strict, err := kjson.UnmarshalStrict(data, into)
 		var typeErr *json.UnmarshalTypeError
 		if !errors.As(err, &typeErr) || !remove(tree, strings.Split(typeErr.Field, ".")) {
-			for _, e := range strict {
-				faults = append(faults, e)
-			}
-			return faults, err
+			return append(faults, strict...), err
 		}
 		faults = append(faults, fmt.Errorf("%s: Invalid value: %s, must be a %s", typeErr.Field, typeErr.Value, typeErr.Type))
 	}

@@ -39,7 +39,7 @@ func Diff(have, want Ruleset) Changes {
 			}
 		}
 	}
-	for ch := range persistent.Diff(have.Members, want.Members, func(a, b struct{}) bool { return true }) {
+	for ch := range persistent.Diff(have.Members, want.Members, func(_, _ struct{}) bool { return true }) {
 		out.Members = append(out.Members, ch)
 	}
 	return out

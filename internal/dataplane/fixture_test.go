@@ -11,7 +11,6 @@ import (
 	discoveryv1 "k8s.io/api/discovery/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
-	"k8s.io/utils/ptr"
 
 	"fairlead.dev/fairlead/internal/dataplane"
 	"fairlead.dev/fairlead/internal/service"
@@ -25,17 +24,16 @@ var podCIDRs = []netip.Prefix{netip.MustParsePrefix("10.244.0.0/16"), netip.Must
 
 // svc describes a Service and its endpoints in few words.
 type svc struct {
-	name              string
-	clusterIPs        []string
-	lbIPs, externals  []string
-	port, target      int32
-	nodePort          int32
-	endpoints         []string // addresses, all ready
-	protocols         []corev1.Protocol
-	age               time.Duration
-	terminating       []string
-	notReady          []string
-	loadBalancerProxy bool
+	name             string
+	clusterIPs       []string
+	lbIPs, externals []string
+	port, target     int32
+	nodePort         int32
+	endpoints        []string // addresses, all ready
+	protocols        []corev1.Protocol
+	age              time.Duration
+	terminating      []string
+	notReady         []string
 }
 
 // add puts s into the store as the API would deliver it.
@@ -64,7 +62,7 @@ func (s svc) add(st *service.Store) {
 			AddressType: kind,
 		}
 		for _, p := range protocols {
-			slice.Ports = append(slice.Ports, discoveryv1.EndpointPort{Name: ptr.To(string(p)), Protocol: &p, Port: ptr.To(s.target)})
+			slice.Ports = append(slice.Ports, discoveryv1.EndpointPort{Name: new(string(p)), Protocol: &p, Port: new(s.target)})
 		}
 		add := func(addrs []string, c discoveryv1.EndpointConditions) {
 			for _, a := range addrs {
@@ -74,8 +72,8 @@ func (s svc) add(st *service.Store) {
 			}
 		}
 		add(s.endpoints, discoveryv1.EndpointConditions{})
-		add(s.notReady, discoveryv1.EndpointConditions{Ready: ptr.To(false), Serving: ptr.To(false)})
-		add(s.terminating, discoveryv1.EndpointConditions{Ready: ptr.To(false), Serving: ptr.To(true), Terminating: ptr.To(true)})
+		add(s.notReady, discoveryv1.EndpointConditions{Ready: new(false), Serving: new(false)})
+		add(s.terminating, discoveryv1.EndpointConditions{Ready: new(false), Serving: new(true), Terminating: new(true)})
 		st.SetSlice(slice)
 	}
 }

@@ -252,7 +252,7 @@ func hashChain(h hash.Hash, m netlink.Message, f service.Family, markers map[ser
 	case strings.HasPrefix(name, markerPrefix):
 		markers[f] = name
 	default:
-		fmt.Fprintf(h, "%d %s %x\n", f, name, rest)
+		h.Write(fmt.Appendf(nil, "%d %s %x\n", f, name, rest))
 	}
 	return ad.Err()
 }

@@ -107,8 +107,8 @@ func Run(ctx context.Context, cfg *v1alpha1.NodeConfiguration, restConfig *rest.
 		return err
 	}
 	group.Go(func() error {
-		if err := config.WaitForAPIServer(ctx, restConfig, logger); err != nil {
-			return ignoreEnd(ctx, err)
+		if err := config.WaitForAPIServer(ctx, restConfig, logger); err != nil && ctx.Err() == nil {
+			return err
 		}
 		if err := watchAddrs(ctx, a.intake); err != nil {
 			return err
@@ -144,14 +144,6 @@ func serve(ctx context.Context, group *errgroup.Group, field, address string, ha
 		return server.Shutdown(end)
 	})
 	return nil
-}
-
-// ignoreEnd returns err, unless it only says that ctx has ended.
-func ignoreEnd(ctx context.Context, err error) error {
-	if ctx.Err() != nil {
-		return nil
-	}
-	return err
 }
 
 func nodePortCIDRs(addresses []string) []netip.Prefix {

@@ -119,10 +119,12 @@ func nameOf(o metav1.Object) types.NamespacedName {
 	return types.NamespacedName{Namespace: o.GetNamespace(), Name: o.GetName()}
 }
 
-// watch starts the watches of everything the node's rules depend on.
+// What the watches need:
 //
 // +kubebuilder:rbac:groups="",resources=services;nodes,verbs=get;list;watch
 // +kubebuilder:rbac:groups=discovery.k8s.io,resources=endpointslices,verbs=get;list;watch
+
+// watch starts the watches of everything the node's rules depend on.
 func (in *intake) watch(ctx context.Context, client kubernetes.Interface, node string, logger logr.Logger) {
 	in.unsynced = 3
 	// Headless Services and their slices make no rules; the API server need not send

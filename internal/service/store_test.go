@@ -10,7 +10,6 @@ import (
 	discoveryv1 "k8s.io/api/discovery/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
-	"k8s.io/utils/ptr"
 
 	"fairlead.dev/fairlead/internal/service"
 )
@@ -39,18 +38,18 @@ func webSlice(name string, endpoints ...discoveryv1.Endpoint) *discoveryv1.Endpo
 			discoveryv1.LabelServiceName: web.Name,
 		}},
 		AddressType: discoveryv1.AddressTypeIPv4,
-		Ports:       []discoveryv1.EndpointPort{{Name: ptr.To("http"), Port: ptr.To(int32(8080)), Protocol: ptr.To(corev1.ProtocolTCP)}},
+		Ports:       []discoveryv1.EndpointPort{{Name: new("http"), Port: new(int32(8080)), Protocol: new(corev1.ProtocolTCP)}},
 		Endpoints:   endpoints,
 	}
 }
 
 func endpoint(addr string, ready, serving, terminating *bool) discoveryv1.Endpoint {
-	return discoveryv1.Endpoint{Addresses: []string{addr}, NodeName: ptr.To("node2"),
+	return discoveryv1.Endpoint{Addresses: []string{addr}, NodeName: new("node2"),
 		Conditions: discoveryv1.EndpointConditions{Ready: ready, Serving: serving, Terminating: terminating}}
 }
 
 var (
-	yes, no  = ptr.To(true), ptr.To(false)
+	yes, no  = new(true), new(false)
 	draining = func(a string) discoveryv1.Endpoint { return endpoint(a, no, yes, yes) }
 )
 
@@ -76,9 +75,9 @@ func TestBackends(t *testing.T) {
 			s.Labels[corev1.IsHeadlessService] = ""
 		}))},
 		"a nil port is ignored":                     {slices: slices(changed(webSlice("a", endpoint("10.1.0.1", yes, yes, no)), func(s *discoveryv1.EndpointSlice) { s.Ports[0].Port = nil }))},
-		"port 0 is ignored":                         {slices: slices(changed(webSlice("a", endpoint("10.1.0.1", yes, yes, no)), func(s *discoveryv1.EndpointSlice) { s.Ports[0].Port = ptr.To(int32(0)) }))},
-		"another port name is another port":         {slices: slices(changed(webSlice("a", endpoint("10.1.0.1", yes, yes, no)), func(s *discoveryv1.EndpointSlice) { s.Ports[0].Name = ptr.To("other") }))},
-		"another protocol is another port":          {slices: slices(changed(webSlice("a", endpoint("10.1.0.1", yes, yes, no)), func(s *discoveryv1.EndpointSlice) { s.Ports[0].Protocol = ptr.To(corev1.ProtocolUDP) }))},
+		"port 0 is ignored":                         {slices: slices(changed(webSlice("a", endpoint("10.1.0.1", yes, yes, no)), func(s *discoveryv1.EndpointSlice) { s.Ports[0].Port = new(int32(0)) }))},
+		"another port name is another port":         {slices: slices(changed(webSlice("a", endpoint("10.1.0.1", yes, yes, no)), func(s *discoveryv1.EndpointSlice) { s.Ports[0].Name = new("other") }))},
+		"another protocol is another port":          {slices: slices(changed(webSlice("a", endpoint("10.1.0.1", yes, yes, no)), func(s *discoveryv1.EndpointSlice) { s.Ports[0].Protocol = new(corev1.ProtocolUDP) }))},
 		"an address that is none leaves the others": {slices: slices(webSlice("a", endpoint("nonsense", yes, yes, no), endpoint("10.1.0.2", yes, yes, no))), want: []string{"10.1.0.2:8080"}},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -136,8 +135,8 @@ func TestServices(t *testing.T) {
 				s.Spec.ExternalIPs = []string{"192.0.2.1"}
 				s.Spec.Ports[0].NodePort = 30080
 				s.Status.LoadBalancer.Ingress = []corev1.LoadBalancerIngress{
-					{IP: "192.0.2.2"}, {IP: "2001:db8::2", IPMode: ptr.To(corev1.LoadBalancerIPModeVIP)},
-					{IP: "192.0.2.3", IPMode: ptr.To(corev1.LoadBalancerIPModeProxy)}, {Hostname: "lb.example.com"},
+					{IP: "192.0.2.2"}, {IP: "2001:db8::2", IPMode: new(corev1.LoadBalancerIPModeVIP)},
+					{IP: "192.0.2.3", IPMode: new(corev1.LoadBalancerIPModeProxy)}, {Hostname: "lb.example.com"},
 				}
 			},
 			want: &service.Service{Name: web, ClusterIPs: addr("10.0.0.1", "fd00::1"), ExternalIPs: addr("192.0.2.1"),
@@ -213,7 +212,7 @@ func TestLocal(t *testing.T) {
 		node *string
 		want bool
 	}{
-		"on this node": {ptr.To("node1"), true}, "on another": {ptr.To("node2"), false}, "nowhere": {nil, true},
+		"on this node": {new("node1"), true}, "on another": {new("node2"), false}, "nowhere": {nil, true},
 	} {
 		t.Run(name, func(t *testing.T) {
 			st := service.NewStore("node1")

@@ -9,7 +9,7 @@ import (
 )
 
 func timeout() (context.Context, context.CancelFunc) {
-	return context.WithTimeout(context.Background(), testTimeout) //nolint:usetesting // also for clean-up, when the test's has ended
+	return context.WithTimeout(context.Background(), testTimeout)
 }
 
 // unreachable is the kubeconfig of an API server that nobody listens at.

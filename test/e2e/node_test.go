@@ -55,7 +55,7 @@ func (w *nodeWorld) answers(t *testing.T) {
 
 func (w *nodeWorld) ask(from *netlab.Host, at netip.AddrPort) error {
 	// Short, since a packet that no rule takes up yet goes unanswered.
-	ctx, cancel := context.WithTimeout(context.Background(), time.Second) //nolint:usetesting // as timeout
+	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
 	defer cancel()
 	name, _, err := from.HTTP(ctx, at)
 	if err == nil && name != "web-1" {
