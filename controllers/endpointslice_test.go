@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"net/http"
+	"os"
 	"path/filepath"
 	"sync/atomic"
 	"time"
@@ -46,7 +47,10 @@ var _ = Describe("EndpointSlice controller", func() {
 
 	It("makes slices of both families for a dual-stack Service", func(ctx SpecContext) {
 		// The suite's API server has one family.
-		env := &envtest.Environment{BinaryAssetsDirectory: filepath.Join("..", "bin", "controlplane")}
+		env := &envtest.Environment{}
+		if os.Getenv("KUBEBUILDER_ASSETS") == "" {
+			env.BinaryAssetsDirectory = filepath.Join("..", "bin", "controlplane")
+		}
 		env.ControlPlane.GetAPIServer().Configure().Set("service-cluster-ip-range", "10.96.0.0/24,fd00:96::/112")
 		cfg, err := env.Start()
 		Expect(err).NotTo(HaveOccurred())
