@@ -81,8 +81,8 @@ var _ = Describe("AddressPool", func() {
 			Expect(err).To(MatchError(HaveSuffix(fmt.Sprintf("spec.addresses[1]: Invalid value: %q: %s", address, want))))
 		},
 		Entry("a word", v1alpha1.AddressRange("banana"), "is neither a CIDR such as 192.0.2.0/24 nor a range such as 192.0.2.10-192.0.2.20"),
-		Entry("one IPv4 address", v1alpha1.AddressRange("192.0.2.7"), "is neither a CIDR such as 192.0.2.0/24 nor a range such as 192.0.2.10-192.0.2.20; for this one address write 192.0.2.7/32"),
-		Entry("one IPv6 address", v1alpha1.AddressRange("2001:db8::7"), "is neither a CIDR such as 192.0.2.0/24 nor a range such as 192.0.2.10-192.0.2.20; for this one address write 2001:db8::7/128"),
+		Entry("one IPv4 address", v1alpha1.AddressRange("192.0.2.7"), "is one address; write it as 192.0.2.7/32"),
+		Entry("one IPv6 address", v1alpha1.AddressRange("2001:db8::7"), "is one address; write it as 2001:db8::7/128"),
 		Entry("three ends", v1alpha1.AddressRange("192.0.2.1-192.0.2.2-192.0.2.3"), "is neither a CIDR such as 192.0.2.0/24 nor a range such as 192.0.2.10-192.0.2.20"),
 		Entry("an IPv4 prefix too long", v1alpha1.AddressRange("192.0.2.0/33"), "has a prefix length over 32, the length of an IPv4 address"),
 		Entry("an IPv6 prefix too long", v1alpha1.AddressRange("2001:db8::/129"), "has a prefix length over 128, the length of an IPv6 address"),

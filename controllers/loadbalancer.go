@@ -60,11 +60,12 @@ type LoadBalancerReconciler struct {
 // Reconcile implements reconcile.Reconciler.
 func (r *LoadBalancerReconciler) Reconcile(ctx context.Context, req ctrl.Request) (ctrl.Result, error) {
 	svc := &corev1.Service{}
-	err := r.Client.Get(ctx, req.NamespacedName, svc)
-	if err != nil && !apierrors.IsNotFound(err) {
+	gone := false
+	if err := r.Client.Get(ctx, req.NamespacedName, svc); apierrors.IsNotFound(err) {
+		gone = true
+	} else if err != nil {
 		return ctrl.Result{}, err
 	}
-	gone := err != nil
 	if old, ok := r.memory.get(req.NamespacedName); ok && (gone || old.given.UID != svc.UID) {
 		// It went without our finalizer, and maybe came back as another one.
 		if err := r.Balancer.EnsureLoadBalancerDeleted(ctx, clusterName, old.given); ignoreElsewhere(err) != nil {
@@ -188,7 +189,7 @@ func optimistic(before client.Object) client.Patch {
 // provide asks the provider for svc's load balancer and returns what is to be published.
 // The error is one to try again after; it is in the condition too.
 func (r *LoadBalancerReconciler) provide(ctx context.Context, svc *corev1.Service, last provided, nodes nodes) (provided, error) {
-	fresh := last.given != nil && !sameDemand(last.given, svc) || last.given == nil && assigned(svc) == nil
+	fresh := freshDemand(svc, last)
 	if fresh {
 		r.event(svc, eventEnsuring)
 		if len(nodes.list) == 0 {
@@ -197,28 +198,37 @@ func (r *LoadBalancerReconciler) provide(ctx context.Context, svc *corev1.Servic
 	}
 	next := provided{given: svc.DeepCopy(), nodes: nodes.key, settled: true, announce: last.announce || fresh, published: last.published}
 	status, err := r.Balancer.EnsureLoadBalancer(ctx, clusterName, next.given, nodes.list)
-	if status == nil {
-		status = &corev1.LoadBalancerStatus{Ingress: svc.Status.LoadBalancer.Ingress}
-	}
-	next.ingress = withIPMode(status.Ingress)
+	next.ingress = svc.Status.LoadBalancer.Ingress
 	var pending *cloud.Pending
 	switch {
-	case err == nil:
-		next.published = next.published && sameIngress(next.ingress, last.ingress)
-		next.condition = assignedCondition(next.ingress)
-		return next, nil
 	case errors.Is(err, cloudprovider.ImplementedElsewhere):
 		next.elsewhere = true
 		return next, nil
 	case errors.As(err, &pending):
-		next.published = next.published && sameIngress(next.ingress, last.ingress)
 		next.condition = notAssigned(pending.Reason, pending.Message)
-		return next, nil
+	case err != nil:
+		// A status returned with a failure means nothing.
+		next.settled = false
+		next.condition = notAssigned(fairleadv1alpha1.ReasonSyncLoadBalancerFailed, err.Error())
+		return next, fmt.Errorf("ensuring the load balancer: %w", err)
 	}
-	// A status returned with a failure means nothing.
-	next.settled, next.ingress = false, svc.Status.LoadBalancer.Ingress
-	next.condition = notAssigned(fairleadv1alpha1.ReasonSyncLoadBalancerFailed, err.Error())
-	return next, fmt.Errorf("ensuring the load balancer: %w", err)
+	if status != nil {
+		next.ingress = withIPMode(status.Ingress)
+		next.published = next.published && sameIngress(next.ingress, last.ingress)
+	}
+	if err == nil {
+		next.condition = assignedCondition(next.ingress)
+	}
+	return next, nil
+}
+
+// freshDemand says whether svc wants something that nobody was told about: after a start
+// its condition shows that somebody was.
+func freshDemand(svc *corev1.Service, last provided) bool {
+	if last.given == nil {
+		return assigned(svc) == nil
+	}
+	return !sameDemand(last.given, svc)
 }
 
 // update tells the provider about another set of nodes.

@@ -114,9 +114,9 @@ var _ = Describe("Bare-metal LoadBalancer", Ordered, func() {
 
 	It("leaves Services of other classes alone", SpecTimeout(patience), func(ctx SpecContext) {
 		e.pool(ctx, "foreign", "198.51.100.56/29")
-		foreign := e.service(ctx, "foreign", func(s *corev1.Service) { s.Spec.LoadBalancerClass = ptr.To("example.com/other") })
+		foreign := e.service(ctx, "foreign", func(s *corev1.Service) { s.Spec.LoadBalancerClass = new("example.com/other") })
 		served := e.service(ctx, "served", func(s *corev1.Service) {
-			s.Spec.LoadBalancerClass = ptr.To("example.com/other")
+			s.Spec.LoadBalancerClass = new("example.com/other")
 			s.Annotations[v1alpha1.AnnotationProvider] = "baremetal"
 			s.Annotations[v1alpha1.AnnotationProviderClass] = "example.com/other"
 		})
@@ -175,7 +175,7 @@ var _ = Describe("Bare-metal LoadBalancer", Ordered, func() {
 
 	It("assigns from a pool without autoAssign only on request", SpecTimeout(patience), func(ctx SpecContext) {
 		reserved := &v1alpha1.AddressPool{Spec: v1alpha1.AddressPoolSpec{
-			Addresses: []v1alpha1.AddressRange{"198.51.100.88/30"}, AutoAssign: ptr.To(false)}}
+			Addresses: []v1alpha1.AddressRange{"198.51.100.88/30"}, AutoAssign: new(false)}}
 		reserved.Name = "reserved"
 		Expect(k8s.Create(ctx, reserved)).To(Succeed())
 		DeferCleanup(func(ctx SpecContext) { Expect(k8s.Delete(ctx, reserved)).To(Succeed()) })

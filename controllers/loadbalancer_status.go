@@ -44,19 +44,27 @@ func (r *LoadBalancerReconciler) publish(ctx context.Context, svc *corev1.Servic
 		}
 	}
 	told := had != nil && had.Status == p.condition.Status && had.Reason == p.condition.Reason && had.Message == p.condition.Message
-	switch {
-	case p.condition.Status != metav1.ConditionTrue && !told:
-		r.event(svc, serviceEvent{corev1.EventTypeWarning, p.condition.Reason, "AssignAddress", p.condition.Message})
-		log.FromContext(ctx).Info("Load balancer not assigned", "reason", p.condition.Reason, "message", p.condition.Message)
-	case p.condition.Status == metav1.ConditionTrue && (p.announce || moved && !p.published):
-		r.event(svc, eventEnsured(p.condition.Message))
-		log.FromContext(ctx).Info("Ensured load balancer", "ingress", p.condition.Message)
-	case moved && p.published:
-		statusRepairs.Inc()
-		log.FromContext(ctx).Info("Put back the load balancer status that was changed", "was", before.Status.LoadBalancer.Ingress)
-	}
+	r.announce(ctx, svc, p, moved, told)
 	p.announce, p.published = false, true
 	return p, nil
+}
+
+// announce says in events and in the log what publish wrote. moved says that it was
+// another ingress, told that the condition said the same before.
+func (r *LoadBalancerReconciler) announce(ctx context.Context, svc *corev1.Service, p provided, moved, told bool) {
+	logger, message := log.FromContext(ctx), p.condition.Message
+	good := p.condition.Status == metav1.ConditionTrue
+	switch {
+	case !good && !told:
+		r.event(svc, serviceEvent{corev1.EventTypeWarning, p.condition.Reason, "AssignAddress", message})
+		logger.Info("Load balancer not assigned", "reason", p.condition.Reason, "message", message)
+	case good && (p.announce || moved && !p.published):
+		r.event(svc, eventEnsured(message))
+		logger.Info("Ensured load balancer", "result", message)
+	case moved && p.published:
+		statusRepairs.Inc()
+		logger.Info("Put back the load balancer status that was changed", "result", message)
+	}
 }
 
 // unpublish takes all that we wrote out of the status of svc. ingress says whether the

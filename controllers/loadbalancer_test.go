@@ -14,7 +14,6 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/rest"
 	cloudprovider "k8s.io/cloud-provider"
-	"k8s.io/utils/ptr"
 	ctrl "sigs.k8s.io/controller-runtime"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	ctrlconfig "sigs.k8s.io/controller-runtime/pkg/config"
@@ -72,7 +71,7 @@ func (e *lbEnv) start() {
 	mgr, err := ctrl.NewManager(e.config, ctrl.Options{
 		Scheme:     scheme,
 		Metrics:    metricsserver.Options{BindAddress: "0"},
-		Controller: ctrlconfig.Controller{SkipNameValidation: ptr.To(true)},
+		Controller: ctrlconfig.Controller{SkipNameValidation: new(true)},
 	})
 	Expect(err).NotTo(HaveOccurred())
 	Expect(controllers.Setup(mgr, &configv1alpha1.ControllerConfiguration{
@@ -106,7 +105,7 @@ func (e *lbEnv) service(ctx context.Context, name string, edit ...func(*corev1.S
 		ObjectMeta: metav1.ObjectMeta{Name: name, Namespace: e.ns, Annotations: map[string]string{}},
 		Spec: corev1.ServiceSpec{
 			Type: corev1.ServiceTypeLoadBalancer, LoadBalancerClass: &e.class,
-			AllocateLoadBalancerNodePorts: ptr.To(false),
+			AllocateLoadBalancerNodePorts: new(false),
 			Ports:                         []corev1.ServicePort{{Port: 80}},
 		},
 	}

@@ -13,6 +13,7 @@ import (
 // Family is an IP address family.
 type Family uint8
 
+// The families.
 const (
 	IPv4 Family = iota
 	IPv6

@@ -114,11 +114,11 @@ func (s Set) find(a netip.Addr) (int, bool) {
 	return i, i < len(have) && have[i].Contains(a)
 }
 
-// add puts a into s and says whether it was missing.
-func (s *Set) add(a netip.Addr) bool {
+// add puts a into s.
+func (s *Set) add(a netip.Addr) {
 	i, found := s.find(a)
 	if found {
-		return false
+		return
 	}
 	f := FamilyOf(a)
 	have := s.ranges[f]
@@ -135,14 +135,13 @@ func (s *Set) add(a netip.Addr) bool {
 	default:
 		s.ranges[f] = slices.Insert(have, i, Range{From: a, To: a})
 	}
-	return true
 }
 
-// remove takes a out of s and says whether it was there.
-func (s *Set) remove(a netip.Addr) bool {
+// remove takes a out of s.
+func (s *Set) remove(a netip.Addr) {
 	i, found := s.find(a)
 	if !found {
-		return false
+		return
 	}
 	f := FamilyOf(a)
 	have := s.ranges[f]
@@ -159,5 +158,4 @@ func (s *Set) remove(a netip.Addr) bool {
 		have[i].To = a.Prev()
 		s.ranges[f] = slices.Insert(have, i+1, Range{From: a.Next(), To: r.To})
 	}
-	return true
 }

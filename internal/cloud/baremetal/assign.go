@@ -32,19 +32,28 @@ func (l *ledger) try(r Request) (complete bool, pending *cloud.Pending) {
 	if missing != nil && (!r.Partial || len(want) == 0) {
 		return false, missing
 	}
+	if pending := l.exchange(r.Owner, want); pending != nil {
+		return false, pending
+	}
+	return missing == nil, nil
+}
+
+// exchange takes want for owner, and frees what it replaces: nothing of a family that
+// want has no address of.
+func (l *ledger) exchange(owner Owner, want []netip.Addr) *cloud.Pending {
 	for _, addr := range want {
-		if err := l.take(addr, r.Owner); err != nil {
+		if err := l.take(addr, owner); err != nil {
 			// admit and choose have looked at it, so this is a fault of ours; it
 			// must not pass for an assignment.
-			return false, &cloud.Pending{Reason: v1alpha1.ReasonAddressTaken, Message: err.Error()}
+			return &cloud.Pending{Reason: v1alpha1.ReasonAddressTaken, Message: err.Error()}
 		}
 	}
-	for _, addr := range l.owners.Held(r.Owner) {
+	for _, addr := range l.owners.Held(owner) {
 		if !slices.Contains(want, addr) && replaced(addr, want) {
 			l.free(addr)
 		}
 	}
-	return missing == nil, nil
+	return nil
 }
 
 // replaced says whether by has another address of addr's family.

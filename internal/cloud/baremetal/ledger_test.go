@@ -11,7 +11,6 @@ import (
 	"github.com/google/go-cmp/cmp/cmpopts"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
-	"k8s.io/utils/ptr"
 	"pgregory.net/rapid"
 
 	"fairlead.dev/fairlead/api/v1alpha1"
@@ -152,7 +151,7 @@ func TestAssign(t *testing.T) {
 	})
 	t.Run("without autoAssign only on request", func(t *testing.T) {
 		manual := poolOf("manual", 0, "192.0.2.0/30")
-		manual.Spec.AutoAssign = ptr.To(false)
+		manual.Spec.AutoAssign = new(false)
 		l := ledgerOf(manual)
 		assign(t, l, request("a", 0), "[]", "NoPool: no AddressPool assigns IPv4 addresses by itself; there are: manual")
 		assign(t, l, from(request("b", 0), "manual"), "[192.0.2.0]", "")
@@ -174,7 +173,7 @@ func TestLineOfWaiting(t *testing.T) {
 	explicit.Addresses = []netip.Addr{netip.MustParseAddr("192.0.2.1")}
 	l := ledgerOf(poolOf("blue", 0, "192.0.2.0/31"))
 	for _, name := range []string{"x", "y"} {
-		l.assign(request(name, 0))
+		_, _ = l.assign(request(name, 0))
 	}
 	for _, r := range []Request{request("young", 3), request("old", 1), explicit, request("middle", 2)} {
 		if _, pending := l.assign(r); pending == nil {
@@ -226,7 +225,7 @@ func TestLedgerHasNoDoubleAndNoLeak(t *testing.T) {
 			"assign": func(t *rapid.T) {
 				r := service.Draw(t, "request")
 				alive[r.Owner] = r
-				l.assign(r)
+				_, _ = l.assign(r)
 			},
 			"release": func(t *rapid.T) {
 				r := service.Draw(t, "request")
@@ -305,10 +304,10 @@ func BenchmarkAssign(b *testing.B) {
 		b.Run(fmt.Sprint(n), func(b *testing.B) {
 			l := ledgerOf(poolOf("blue", 0, "10.0.0.0/16"))
 			for i := range n {
-				l.assign(request(fmt.Sprint("s", i), i))
+				_, _ = l.assign(request(fmt.Sprint("s", i), i))
 			}
 			for b.Loop() {
-				l.assign(request("last", n))
+				_, _ = l.assign(request("last", n))
 				l.release(ownerOf("last"))
 			}
 		})

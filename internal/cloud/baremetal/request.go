@@ -146,22 +146,22 @@ func addresses(list ask, families []alloc.Family) ([]netip.Addr, *cloud.Pending)
 	if list.value == "" {
 		return nil, nil
 	}
-	refuse := func(reason, format string, args ...any) ([]netip.Addr, *cloud.Pending) {
-		return nil, &cloud.Pending{Reason: reason, Message: list.from + ": " + fmt.Sprintf(format, args...)}
+	refuse := func(reason, format string, args ...any) *cloud.Pending {
+		return &cloud.Pending{Reason: reason, Message: list.from + ": " + fmt.Sprintf(format, args...)}
 	}
 	var addrs []netip.Addr
 	var seen [len(alloc.Families)]bool
 	for s := range strings.SplitSeq(list.value, ",") {
 		a, err := netip.ParseAddr(strings.TrimSpace(s))
 		if err != nil || a.Zone() != "" || a.Is4In6() {
-			return refuse(v1alpha1.ReasonAddressInvalid, "%q is not an IP address", s)
+			return nil, refuse(v1alpha1.ReasonAddressInvalid, "%q is not an IP address", s)
 		}
 		f := alloc.FamilyOf(a)
 		switch {
 		case seen[f]:
-			return refuse(v1alpha1.ReasonAddressInvalid, "%q has more than one %s address", list.value, f)
+			return nil, refuse(v1alpha1.ReasonAddressInvalid, "%q has more than one %s address", list.value, f)
 		case !slices.Contains(families, f):
-			return refuse(v1alpha1.ReasonFamilyMismatch, "%s is an %s address, and spec.ipFamilies is %s", a, f, names(families))
+			return nil, refuse(v1alpha1.ReasonFamilyMismatch, "%s is an %s address, and spec.ipFamilies is %s", a, f, names(families))
 		}
 		seen[f] = true
 		addrs = append(addrs, a)
