@@ -5,16 +5,17 @@ import (
 	"strings"
 	"testing"
 
+	"fairlead.dev/fairlead/test/cluster"
 	"fairlead.dev/fairlead/test/netlab"
 )
 
 func timeout() (context.Context, context.CancelFunc) {
-	return context.WithTimeout(context.Background(), testTimeout)
+	return context.WithTimeout(context.Background(), cluster.Timeout)
 }
 
 // unreachable is the kubeconfig of an API server that nobody listens at.
 func unreachable(t *testing.T) string {
-	return write(t, "kubeconfig", `apiVersion: v1
+	return cluster.Write(t, "kubeconfig", `apiVersion: v1
 kind: Config
 clusters: [{name: a, cluster: {server: "https://127.0.0.1:1"}}]
 contexts: [{name: a, context: {cluster: a, user: a}}]
@@ -30,8 +31,8 @@ func TestBadInput(t *testing.T) {
 	t.Cleanup(func() { must(t, lab.Close()) })
 	host, err := lab.AddClient("host")
 	must(t, err)
-	c := &cluster{binary: build(t)}
-	bad := write(t, "config.yaml", "apiVersion: config.fairlead.dev/v1alpha1\nkind: NodeConfiguration\nlocalTraffic: {clusterCIDRs: [10.0.0.0/33], x: 1}\n")
+	c := &cluster.Cluster{Binary: cluster.Build(t)}
+	bad := cluster.Write(t, "config.yaml", "apiVersion: config.fairlead.dev/v1alpha1\nkind: NodeConfiguration\nlocalTraffic: {clusterCIDRs: [10.0.0.0/33], x: 1}\n")
 	taken, err := host.Listen(t.Context(), "tcp", "127.0.0.1:10249")
 	must(t, err)
 	t.Cleanup(func() { must(t, taken.Close()) })
@@ -49,11 +50,11 @@ func TestBadInput(t *testing.T) {
 		"a port that is taken":    {[]string{"node", "--kubeconfig", unreachable(t)}, []string{"metrics.bindAddress", "127.0.0.1:10249", "address already in use"}},
 	} {
 		t.Run(name, func(t *testing.T) {
-			p := c.start(t, host, tc.args...)
-			if code := p.wait(); code != 1 {
+			p := c.Start(t, host, tc.args...)
+			if code := p.Wait(); code != 1 {
 				t.Errorf("exit code %d, want 1", code)
 			}
-			out := strings.TrimSpace(p.output.String())
+			out := strings.TrimSpace(p.Output.String())
 			for _, want := range tc.want {
 				if !strings.Contains(out, want) {
 					t.Errorf("no %q in %q", want, out)
@@ -68,7 +69,7 @@ func TestBadInput(t *testing.T) {
 	t.Run("no right to write rules", func(t *testing.T) {
 		ctx, cancel := timeout()
 		defer cancel()
-		out, err := host.Output(ctx, "setpriv", "--bounding-set=-net_admin", "--inh-caps=-net_admin", c.binary,
+		out, err := host.Output(ctx, "setpriv", "--bounding-set=-net_admin", "--inh-caps=-net_admin", c.Binary,
 			"node", "--kubeconfig", unreachable(t))
 		if err == nil || !strings.Contains(string(out)+err.Error(), "CAP_NET_ADMIN is missing") {
 			t.Errorf("%v: %s", err, out)
@@ -76,9 +77,9 @@ func TestBadInput(t *testing.T) {
 	})
 
 	t.Run("an API server that cannot be reached", func(t *testing.T) {
-		p := c.start(t, host, "controller", "--kubeconfig", unreachable(t))
-		p.says("API server unreachable, will keep trying")
-		p.says("127.0.0.1:1")
-		p.says("connection refused")
+		p := c.Start(t, host, "controller", "--kubeconfig", unreachable(t))
+		p.Says("API server unreachable, will keep trying")
+		p.Says("127.0.0.1:1")
+		p.Says("connection refused")
 	})
 }

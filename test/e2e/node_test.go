@@ -11,6 +11,7 @@ import (
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
+	"fairlead.dev/fairlead/test/cluster"
 	"fairlead.dev/fairlead/test/netlab"
 )
 
@@ -20,37 +21,37 @@ const repairTime = 2 * time.Second
 // nodeWorld is a cluster with one node that runs `fairlead node`, and a Service whose
 // one endpoint answers.
 type nodeWorld struct {
-	*cluster
+	*cluster.Cluster
 	node            *netlab.Node
 	vip, byNodePort netip.AddrPort
 	client          *netlab.Host
 }
 
 func newNodeWorld(t *testing.T) *nodeWorld {
-	c := newCluster(t)
-	w := &nodeWorld{cluster: c, node: c.node(t, "node1")}
+	c := cluster.New(t)
+	w := &nodeWorld{Cluster: c, node: c.AddNode(t, "node1")}
 	pod, err := w.node.AddPod("web-1")
 	must(t, err)
 	echo, err := netlab.StartEcho(pod, "web-1", 8080)
 	must(t, err)
 	t.Cleanup(func() { must(t, echo.Close()) })
-	w.client, err = c.lab.AddClient("client")
+	w.client, err = c.Lab.AddClient("client")
 	must(t, err)
-	ip, nodePort := c.service(t, "web", pod.IPv4.String())
+	ip, nodePort := c.AddService(t, "web", pod.IPv4.String())
 	w.vip = netip.AddrPortFrom(netip.MustParseAddr(ip), 80)
 	w.byNodePort = netip.AddrPortFrom(w.node.IPv4, uint16(nodePort))
 	return w
 }
 
-func (w *nodeWorld) run(t *testing.T, args ...string) *process {
-	return w.start(t, &w.node.Host, append([]string{"node", "--kubeconfig", w.kubeconfig}, args...)...)
+func (w *nodeWorld) run(t *testing.T, args ...string) *cluster.Process {
+	return w.Start(t, &w.node.Host, append([]string{"node", "--kubeconfig", w.Kubeconfig}, args...)...)
 }
 
 // answers waits until the Service answers from the node itself and from outside.
 func (w *nodeWorld) answers(t *testing.T) {
 	t.Helper()
-	eventually(t, func() error { return w.ask(&w.node.Host, w.vip) })
-	eventually(t, func() error { return w.ask(w.client, w.byNodePort) })
+	cluster.Eventually(t, func() error { return w.ask(&w.node.Host, w.vip) })
+	cluster.Eventually(t, func() error { return w.ask(w.client, w.byNodePort) })
 }
 
 func (w *nodeWorld) ask(from *netlab.Host, at netip.AddrPort) error {
@@ -71,7 +72,7 @@ func TestNode(t *testing.T) {
 	ctx := t.Context()
 
 	t.Run("nft lists the rules", func(t *testing.T) {
-		if out := nft(t, &w.node.Host, "list", "ruleset"); !strings.Contains(out, w.vip.Addr().String()) {
+		if out := cluster.NFT(t, &w.node.Host, "list", "ruleset"); !strings.Contains(out, w.vip.Addr().String()) {
 			t.Errorf("no %s in:\n%s", w.vip.Addr(), out)
 		}
 	})
@@ -90,27 +91,27 @@ func TestNode(t *testing.T) {
 	})
 
 	t.Run("a deleted table is back in time", func(t *testing.T) {
-		nft(t, &w.node.Host, "delete table ip fairlead; delete table ip6 fairlead")
+		cluster.NFT(t, &w.node.Host, "delete table ip fairlead; delete table ip6 fairlead")
 		start := time.Now()
 		w.answers(t)
 		if took := time.Since(start); took > repairTime {
 			t.Errorf("it took %s", took)
 		}
-		agent.says("Somebody else changed the rules")
+		agent.Says("Somebody else changed the rules")
 	})
 
 	t.Run("a node address that comes and goes, where CIDRs pick it", func(t *testing.T) {
-		agent.stop(syscall.SIGTERM)
-		config := write(t, "node.yaml", "apiVersion: config.fairlead.dev/v1alpha1\nkind: NodeConfiguration\nnodePortAddresses: [172.18.0.0/24]\n")
+		agent.Stop(syscall.SIGTERM)
+		config := cluster.Write(t, "node.yaml", "apiVersion: config.fairlead.dev/v1alpha1\nkind: NodeConfiguration\nnodePortAddresses: [172.18.0.0/24]\n")
 		agent = w.run(t, "--node-name", "node1", "--config", config)
 		w.answers(t)
 		extra := netip.MustParsePrefix("172.18.0.77/24")
 		at := netip.AddrPortFrom(extra.Addr(), w.byNodePort.Port())
 		must(t, w.node.AddAddr(extra))
-		eventually(t, func() error { return w.ask(w.client, at) })
+		cluster.Eventually(t, func() error { return w.ask(w.client, at) })
 		must(t, w.node.DelAddr(extra))
-		eventually(t, func() error {
-			if out := nft(t, &w.node.Host, "list", "set", "ip", "fairlead", "node_addresses"); strings.Contains(out, "172.18.0.77") {
+		cluster.Eventually(t, func() error {
+			if out := cluster.NFT(t, &w.node.Host, "list", "set", "ip", "fairlead", "node_addresses"); strings.Contains(out, "172.18.0.77") {
 				return fmt.Errorf("still there: %s", out)
 			}
 			return nil
@@ -118,28 +119,28 @@ func TestNode(t *testing.T) {
 	})
 
 	t.Run("rules stay while it is down, and a restart keeps them", func(t *testing.T) {
-		agent.stop(syscall.SIGKILL)
+		agent.Stop(syscall.SIGKILL)
 		must(t, w.ask(&w.node.Host, w.vip))
-		before := nft(t, &w.node.Host, "-a", "list", "chain", "ip", "fairlead", "prerouting")
+		before := cluster.NFT(t, &w.node.Host, "-a", "list", "chain", "ip", "fairlead", "prerouting")
 		w.takeEndpoint(t)
-		agent = w.run(t, "--node-name", "node1", "--config", write(t, "node.yaml",
+		agent = w.run(t, "--node-name", "node1", "--config", cluster.Write(t, "node.yaml",
 			"apiVersion: config.fairlead.dev/v1alpha1\nkind: NodeConfiguration\nnodePortAddresses: [172.18.0.0/24]\n"))
-		eventually(t, func() error { return w.refused(w.vip) })
-		if after := nft(t, &w.node.Host, "-a", "list", "chain", "ip", "fairlead", "prerouting"); after != before {
+		cluster.Eventually(t, func() error { return w.refused(w.vip) })
+		if after := cluster.NFT(t, &w.node.Host, "-a", "list", "chain", "ip", "fairlead", "prerouting"); after != before {
 			t.Errorf("the rules were made anew:\n%s\nbecame\n%s", before, after)
 		}
 	})
 
 	t.Run("no API server: the rules stay, and it is said once", func(t *testing.T) {
-		other := w.start(t, &w.node.Host, "node", "--node-name", "node1", "--kubeconfig", unreachable(t), "--config",
-			write(t, "node.yaml", "apiVersion: config.fairlead.dev/v1alpha1\nkind: NodeConfiguration\nhealthz: {bindAddress: \"0\"}\nmetrics: {bindAddress: \"0\"}\n"))
-		other.says("API server unreachable")
-		if out := nft(t, &w.node.Host, "list", "ruleset"); !strings.Contains(out, w.vip.Addr().String()) {
+		other := w.Start(t, &w.node.Host, "node", "--node-name", "node1", "--kubeconfig", unreachable(t), "--config",
+			cluster.Write(t, "node.yaml", "apiVersion: config.fairlead.dev/v1alpha1\nkind: NodeConfiguration\nhealthz: {bindAddress: \"0\"}\nmetrics: {bindAddress: \"0\"}\n"))
+		other.Says("API server unreachable")
+		if out := cluster.NFT(t, &w.node.Host, "list", "ruleset"); !strings.Contains(out, w.vip.Addr().String()) {
 			t.Errorf("the rules are gone:\n%s", out)
 		}
-		other.stop(syscall.SIGTERM)
-		if n := strings.Count(other.output.String(), "unreachable"); n != 1 {
-			t.Errorf("said %d times:\n%s", n, other.output)
+		other.Stop(syscall.SIGTERM)
+		if n := strings.Count(other.Output.String(), "unreachable"); n != 1 {
+			t.Errorf("said %d times:\n%s", n, other.Output)
 		}
 	})
 }
@@ -147,7 +148,7 @@ func TestNode(t *testing.T) {
 // takeEndpoint takes the endpoint of the Service away.
 func (w *nodeWorld) takeEndpoint(t *testing.T) {
 	t.Helper()
-	_, err := w.cluster.client.DiscoveryV1().EndpointSlices("default").Update(t.Context(), slice("web", nil), metav1.UpdateOptions{})
+	_, err := w.Client.DiscoveryV1().EndpointSlices("default").Update(t.Context(), cluster.Slice("web", nil), metav1.UpdateOptions{})
 	must(t, err)
 }
 
@@ -164,6 +165,6 @@ func (w *nodeWorld) refused(at netip.AddrPort) error {
 func TestNodeThatDoesNotExist(t *testing.T) {
 	w := newNodeWorld(t)
 	agent := w.run(t, "--node-name", "nobody")
-	agent.says("Node not found in the API, is --node-name right?")
+	agent.Says("Node not found in the API, is --node-name right?")
 	w.answers(t)
 }
