@@ -4,8 +4,6 @@ import (
 	"context"
 	"fmt"
 	"net/http"
-	"os"
-	"path/filepath"
 	"sync/atomic"
 	"time"
 
@@ -16,7 +14,6 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/rest"
 	"sigs.k8s.io/controller-runtime/pkg/client"
-	"sigs.k8s.io/controller-runtime/pkg/envtest"
 )
 
 var _ = Describe("EndpointSlice controller", func() {
@@ -46,20 +43,6 @@ var _ = Describe("EndpointSlice controller", func() {
 	)
 
 	It("makes slices of both families for a dual-stack Service", func(ctx SpecContext) {
-		// The suite's API server has one family.
-		env := &envtest.Environment{}
-		if os.Getenv("KUBEBUILDER_ASSETS") == "" {
-			env.BinaryAssetsDirectory = filepath.Join("..", "bin", "controlplane")
-		}
-		env.ControlPlane.GetAPIServer().Configure().Set("service-cluster-ip-range", "10.96.0.0/24,fd00:96::/112")
-		cfg, err := env.Start()
-		Expect(err).NotTo(HaveOccurred())
-		DeferCleanup(env.Stop)
-		cfg.QPS = -1
-		c, err := client.New(cfg, client.Options{Scheme: k8s.Scheme()})
-		Expect(err).NotTo(HaveOccurred())
-
-		s := newShop(ctx, c, cfg)
 		s.open()
 		s.service(ctx, func(svc *corev1.Service) { svc.Spec.IPFamilyPolicy = new(corev1.IPFamilyPolicyRequireDualStack) })
 		s.pod(ctx, 1, s.nodeA)

@@ -210,12 +210,10 @@ var _ = Describe("Bare-metal LoadBalancer", Ordered, func() {
 	})
 })
 
-// It brings its own API server, because the families of Services are a flag of it.
 var _ = Describe("Bare-metal LoadBalancer on a dual-stack cluster", Ordered, func() {
 	var e *lbEnv
 	BeforeAll(func(ctx SpecContext) {
-		c, cfg := startDualStack()
-		e = newLBEnv(ctx, "dual", c, cfg)
+		e = newLBEnv(ctx, "dual", k8s, restConfig)
 		e.start()
 	})
 	families := func(policy corev1.IPFamilyPolicy, families ...corev1.IPFamily) func(*corev1.Service) {
