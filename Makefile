@@ -82,9 +82,8 @@ test-race: $(TOOLS) control-plane ## Run every test COUNT times with the race de
 	hack/test-race.sh $(COUNT)
 
 .PHONY: bench
-bench: ## Run the benchmarks
-	@if [[ -d test/bench ]]; then go test -run '^$$' -bench . ./test/bench/...; \
-	else echo "there is no test/bench yet"; fi
+bench: control-plane ## Run the benchmarks
+	go test -run '^$$' -bench . ./...
 
 # All four in one step: what they share is compiled once.
 $(TOOLS):

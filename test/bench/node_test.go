@@ -4,7 +4,6 @@ package bench_test
 
 import (
 	"bytes"
-	"context"
 	"fmt"
 	"net/netip"
 	"os"
@@ -124,10 +123,8 @@ type commit struct {
 
 func watch(b *testing.B, h *netlab.Host) *commits {
 	b.Helper()
-	ctx, cancel := context.WithCancel(context.Background())
-	b.Cleanup(cancel)
 	w := &commits{seen: make(chan commit, 1024)}
-	must(b, h.Transactions(ctx, func(messages []netlink.Message) {
+	must(b, h.Transactions(b.Context(), func(messages []netlink.Message) {
 		w.seen <- commit{time.Now(), messages}
 	}, func(err error) { b.Error(err) }))
 	return w

@@ -46,7 +46,7 @@ func StartEcho(h *Host, name string, port uint16) (*Echo, error) {
 
 // serve starts serving one address family, "4" or "6".
 func (e *Echo) serve(h *Host, family string) error {
-	ctx := context.Background() //nolint:usetesting // not a test's, the server outlives the call
+	ctx := context.Background() // the server outlives the call
 	listener, err := h.Listen(ctx, "tcp"+family, ":"+strconv.Itoa(int(e.Port)))
 	if err != nil {
 		return err

@@ -27,7 +27,7 @@ func privateRun() error {
 	if err != nil {
 		return fmt.Errorf("opening /run: %w", err)
 	}
-	defer unix.Close(old)
+	defer func() { _ = unix.Close(old) }() // nothing was written that could be lost
 	was := fmt.Sprintf("/proc/self/fd/%d", old)
 	entries, err := os.ReadDir(was)
 	if err != nil {

@@ -37,7 +37,7 @@ func newNamespace(name string, s *spawner, sysctls ...sysctl) (*namespace, error
 	if err != nil {
 		return nil, fmt.Errorf("opening the thread's namespace: %w", err)
 	}
-	defer home.Close()
+	defer func() { _ = home.Close() }() // nothing was written that could be lost
 
 	n := &namespace{name: name, spawner: s, fd: netns.None()}
 	// Entering the namespace where the thread is already moves off the first
@@ -102,7 +102,7 @@ func (n *namespace) do(fn func() error) error {
 	if err != nil {
 		return fmt.Errorf("duplicating a namespace handle: %w", err)
 	}
-	defer unix.Close(fd)
+	defer func() { _ = unix.Close(fd) }() // nothing was written that could be lost
 	return within(netns.NsHandle(fd), fn)
 }
 

@@ -91,7 +91,7 @@ func (h *Host) HTTP(ctx context.Context, addr netip.AddrPort) (name string, sour
 	if err != nil {
 		return "", source, fmt.Errorf("asking %s from %s over HTTP: %w", addr, h.Name, err)
 	}
-	defer resp.Body.Close()
+	defer func() { _ = resp.Body.Close() }() // nothing was written that could be lost
 	body, err := io.ReadAll(io.LimitReader(resp.Body, maxReply))
 	if err != nil {
 		return "", source, fmt.Errorf("asking %s from %s over HTTP: %w", addr, h.Name, err)
@@ -110,7 +110,7 @@ func (h *Host) UDP(ctx context.Context, addr netip.AddrPort) (name string, sourc
 	if err != nil {
 		return "", source, err
 	}
-	defer conn.Close()
+	defer func() { _ = conn.Close() }() // nothing was written that could be lost
 	// A deadline in the past wakes the read below up.
 	stop := context.AfterFunc(ctx, func() { _ = conn.SetDeadline(time.Unix(1, 0)) })
 	defer stop()

@@ -29,7 +29,7 @@ func within(ns netns.NsHandle, fn func() error) (err error) {
 		runtime.UnlockOSThread()
 		return fmt.Errorf("opening the thread's namespace: %w", err)
 	}
-	defer home.Close()
+	defer func() { _ = home.Close() }() // nothing was written that could be lost
 	if err := netns.Set(ns); err != nil {
 		runtime.UnlockOSThread()
 		return fmt.Errorf("entering a namespace: %w", err)

@@ -1,6 +1,7 @@
 package netlab
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"runtime"
@@ -54,7 +55,7 @@ func TestThreadsComeBack(t *testing.T) {
 					runtime.Gosched()
 					return os.ErrInvalid
 				})
-				if err != os.ErrInvalid {
+				if !errors.Is(err, os.ErrInvalid) {
 					t.Errorf("got %v, want the function's error", err)
 				}
 				if where(t) != home {
@@ -97,7 +98,7 @@ func TestNamespacesNest(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer home.Close()
+	defer func() { _ = home.Close() }() // nothing was written that could be lost
 	outside := where(t)
 	err = n.do(func() error {
 		inside := where(t)
