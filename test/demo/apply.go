@@ -22,6 +22,26 @@ const (
 	kustomization = "kustomization.yaml"
 )
 
+// manifests are the objects that the demo applies.
+type manifests struct {
+	crds, roles, samples []*unstructured.Unstructured
+}
+
+// readManifests reads them from the directories of the flags.
+func readManifests(o options) (manifests, error) {
+	var m manifests
+	var err error
+	for _, want := range []struct {
+		into *[]*unstructured.Unstructured
+		dir  string
+	}{{&m.crds, o.crds}, {&m.roles, o.rbac}, {&m.samples, o.samples}} {
+		if *want.into, err = readObjects(want.dir); err != nil {
+			return m, err
+		}
+	}
+	return m, nil
+}
+
 // readObjects returns the objects in the YAML files of a directory, in the order of
 // their names.
 func readObjects(dir string) ([]*unstructured.Unstructured, error) {

@@ -6,8 +6,11 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
+	"strings"
 
 	"github.com/go-logr/logr"
 	corev1 "k8s.io/api/core/v1"
@@ -37,6 +40,7 @@ type demo struct {
 	api    client.WithWatch
 	events *recorder
 
+	manifests  manifests
 	kubeconfig string // of an administrator
 	services   []corev1.Service
 	routes     []route
@@ -49,6 +53,10 @@ func run(ctx context.Context, opts options, out io.Writer) (err error) {
 	if err != nil {
 		return err
 	}
+	m, err := readManifests(opts)
+	if err != nil {
+		return err
+	}
 	dir, err := os.MkdirTemp("", "fairlead-demo-")
 	if err != nil {
 		return fmt.Errorf("making a directory for keys and logs: %w", err)
@@ -57,7 +65,7 @@ func run(ctx context.Context, opts options, out io.Writer) (err error) {
 	ctx, cancel := context.WithCancelCause(ctx)
 	c := clock.RealClock{}
 	d := &demo{
-		opts: opts, bin: bin, dir: dir, clock: c, fail: cancel,
+		opts: opts, bin: bin, manifests: m, dir: dir, clock: c, fail: cancel,
 		report: &report{out: out, clock: c, start: c.Now()},
 		procs:  &processes{dir: dir, ended: cancel, clock: c},
 		events: &recorder{clock: c},
@@ -149,14 +157,7 @@ func (d *demo) prepareCluster(ctx context.Context) error {
 	if d.kubeconfig, err = d.plane.writeKubeconfig("admin", d.plane.token, podNamespace); err != nil {
 		return err
 	}
-	crds, err := readObjects(d.opts.crds)
-	if err != nil {
-		return err
-	}
-	roles, err := readObjects(d.opts.rbac)
-	if err != nil {
-		return err
-	}
+	crds, roles := d.manifests.crds, d.manifests.roles
 	for _, objects := range [][]*unstructured.Unstructured{crds, namespacesOf(roles), roles} {
 		if err := applyAll(ctx, api, objects); err != nil {
 			return err
@@ -205,15 +206,24 @@ func (d *demo) lookAround(ctx context.Context) error {
 		return nil
 	}
 	enter := enterCommand()
-	d.report.say("every answer was right; have a look around:")
-	d.report.show(fmt.Sprintf("KUBECONFIG is %s\n%s %s --kubeconfig %s get svc\n%s ip netns exec node1 %s list ruleset\n%s ip netns exec client curl -s http://%s/",
-		d.kubeconfig, enter, d.bin.kubectl, d.kubeconfig, enter, d.bin.nft, enter, d.routes[len(d.routes)-1].to))
+	d.report.say("every answer was right; have a look around, the kubeconfig is %s", d.kubeconfig)
+	d.report.show(strings.Join([]string{
+		fmt.Sprintf("%s %s --kubeconfig %s get svc", enter, d.bin.kubectl, d.kubeconfig),
+		fmt.Sprintf("%s ip netns exec %s %s list ruleset", enter, d.world.nodes[0].Name, d.bin.nft),
+		fmt.Sprintf("%s ip netns exec %s curl -s http://%s/", enter, d.world.client.Name, d.ingress()),
+	}, "\n"))
 	d.report.say("Ctrl-C ends it and takes everything away")
 	<-ctx.Done()
 	if cause := context.Cause(ctx); !errors.Is(cause, errInterrupted) {
 		return cause
 	}
 	return nil
+}
+
+// ingress returns where the client outside finds the LoadBalancer Service.
+func (d *demo) ingress() netip.AddrPort {
+	i := slices.IndexFunc(d.routes, func(r route) bool { return r.from == d.world.client && r.kind == ingressIP })
+	return d.routes[i].to // there is one, or the traffic would not have been shown
 }
 
 // enterCommand returns the command that runs others in the world. Where the world has

@@ -17,7 +17,8 @@ var top = filepath.Join("..", "..")
 
 func TestTheDemoEndsWithEveryAnswerRight(t *testing.T) {
 	t.Chdir(top)
-	t.Setenv("TMPDIR", t.TempDir())
+	temp := t.TempDir()
+	t.Setenv("TMPDIR", temp)
 	o := parseFlags([]string{"demo", "-once"})
 	o.fairlead = filepath.Join(t.TempDir(), "fairlead")
 	cmd := exec.CommandContext(t.Context(), "go", "build", "-o", o.fairlead, ".")
@@ -31,7 +32,7 @@ func TestTheDemoEndsWithEveryAnswerRight(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	left, err := os.ReadDir(os.TempDir())
+	left, err := os.ReadDir(temp)
 	if err != nil {
 		t.Fatal(err)
 	}

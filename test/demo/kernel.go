@@ -15,49 +15,21 @@ import (
 	"fairlead.dev/fairlead/internal/dataplane"
 )
 
-const (
-	// eventBuffer holds the events of a whole ruleset made anew, some 100 KB here.
-	eventBuffer = 4 << 20
+// nfgenmsgLen is the length of struct nfgenmsg, which stands before the attributes
+// (linux/netfilter/nfnetlink.h).
+const nfgenmsgLen = 4
 
-	nfgenmsgLen = 4 // struct nfgenmsg, before the attributes (linux/netfilter/nfnetlink.h)
-)
-
-// watchRules records what is committed to the nftables of n until ctx ends: the kernel
-// sends the parts of each transaction, and its new generation after the commit.
+// watchRules records what is committed to the nftables of n until ctx ends.
 func watchRules(ctx context.Context, n *node, pods []*pod, events *recorder, failed func(error)) error {
-	var conn *netlink.Conn
-	err := n.Do(func() (err error) {
-		conn, err = netlink.Dial(unix.NETLINK_NETFILTER, nil)
-		return err
-	})
-	if err != nil {
-		return fmt.Errorf("opening a netlink socket on %s: %w", n.Name, err)
-	}
-	if err := conn.SetReadBuffer(eventBuffer); err != nil {
-		return fmt.Errorf("enlarging the netlink buffer on %s: %w", n.Name, err)
-	}
-	if err := conn.JoinGroup(unix.NFNLGRP_NFTABLES); err != nil {
-		return fmt.Errorf("subscribing to nftables on %s: %w", n.Name, err)
-	}
-	context.AfterFunc(ctx, func() { _ = conn.Close() })
-	go func() {
+	return n.Transactions(ctx, func(messages []netlink.Message) {
 		tx := transaction{node: n.Name, pods: pods}
-		for {
-			messages, err := conn.Receive()
-			if err != nil {
-				if ctx.Err() == nil {
-					failed(fmt.Errorf("watching nftables on %s: %w", n.Name, err))
-				}
-				return
-			}
-			for _, m := range messages {
-				for _, e := range tx.take(m) {
-					events.add(e)
-				}
-			}
+		for _, m := range messages {
+			tx.take(m)
 		}
-	}()
-	return nil
+		for _, e := range tx.events {
+			events.add(e)
+		}
+	}, failed)
 }
 
 // transaction collects what the messages of a transaction are about.
@@ -67,12 +39,11 @@ type transaction struct {
 	events []event
 }
 
-// take returns the events of the transaction that m completes, else none.
-func (tx *transaction) take(m netlink.Message) []event {
-	if m.Header.Type>>8 != unix.NFNL_SUBSYS_NFTABLES || len(m.Data) < nfgenmsgLen {
-		return nil
+func (tx *transaction) take(m netlink.Message) {
+	if len(m.Data) < nfgenmsgLen {
+		return
 	}
-	switch m.Header.Type & 0xff {
+	switch m.Header.Type & 0xff { // the rest is the subsystem
 	case unix.NFT_MSG_NEWSETELEM, unix.NFT_MSG_DELSETELEM:
 		for _, p := range tx.pods {
 			if bytes.Contains(m.Data, p.IPv4.AsSlice()) || bytes.Contains(m.Data, p.IPv6.AsSlice()) {
@@ -83,13 +54,8 @@ func (tx *transaction) take(m netlink.Message) []event {
 		tx.noteTable(made, m.Data[nfgenmsgLen:])
 	case unix.NFT_MSG_DELTABLE:
 		tx.noteTable(unmade, m.Data[nfgenmsgLen:])
-	case unix.NFT_MSG_NEWGEN:
-		events := tx.events
-		tx.events = nil
-		return events
 	default: // chains and rules are not looked at
 	}
-	return nil
 }
 
 func (tx *transaction) note(e event) {

@@ -12,9 +12,13 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/mdlayher/netlink"
+	"golang.org/x/sys/unix"
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"fairlead.dev/fairlead/test/netlab"
 )
 
 var (
@@ -174,6 +178,37 @@ func TestParseRules(t *testing.T) {
 	}
 	if err := difference(map[frontend]bool{}, r.frontends); err == nil {
 		t.Error("rules of no Service are no difference")
+	}
+}
+
+func TestATransactionIsAboutThePodsWhoseAddressesAreInIt(t *testing.T) {
+	message := func(kind uint16, data ...byte) netlink.Message {
+		header := netlink.Header{Type: netlink.HeaderType(unix.NFNL_SUBSYS_NFTABLES<<8 | kind)}
+		return netlink.Message{Header: header, Data: append(make([]byte, nfgenmsgLen), data...)}
+	}
+	table := func(name string) []byte {
+		data, err := netlink.MarshalAttributes([]netlink.Attribute{{Type: unix.NFTA_TABLE_NAME, Data: []byte(name + "\x00")}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return data
+	}
+	echo1 := &pod{Host: &netlab.Host{Name: "echo-1", IPv4: netip.MustParseAddr("10.244.1.2"), IPv6: netip.MustParseAddr("fd00::2")}}
+	echo2 := &pod{Host: &netlab.Host{Name: "echo-2", IPv4: netip.MustParseAddr("10.244.1.3"), IPv6: netip.MustParseAddr("fd00::3")}}
+	tx := transaction{node: "node1", pods: []*pod{echo1, echo2}}
+	for _, m := range []netlink.Message{
+		message(unix.NFT_MSG_DELSETELEM, echo2.IPv4.AsSlice()...), message(unix.NFT_MSG_NEWSETELEM, echo2.IPv6.AsSlice()...),
+		message(unix.NFT_MSG_NEWRULE, echo1.IPv4.AsSlice()...), message(unix.NFT_MSG_DELTABLE, table("fairlead")...),
+		message(unix.NFT_MSG_NEWTABLE, table("filter")...), message(unix.NFT_MSG_NEWTABLE, table("fairlead")...),
+		message(unix.NFT_MSG_NEWGEN), {},
+	} {
+		tx.take(m)
+	}
+	want := []event{
+		{kind: committed, pod: "echo-2", place: "node1"}, {kind: unmade, place: "node1"}, {kind: made, place: "node1"},
+	}
+	if !slices.Equal(tx.events, want) {
+		t.Errorf("events are %v, want %v", tx.events, want)
 	}
 }
 

@@ -20,10 +20,7 @@ const requestsPerRoute = 30
 
 // applySamples applies the objects to show and waits for what fairlead makes of them.
 func (d *demo) applySamples(ctx context.Context) error {
-	objects, err := readObjects(d.opts.samples)
-	if err != nil {
-		return err
-	}
+	objects := d.manifests.samples
 	if err := applyAll(ctx, d.api, objects); err != nil {
 		return err
 	}

@@ -22,6 +22,9 @@ const (
 	moreRequests = 5
 )
 
+// ingressIP is the kind of a route to an address of a LoadBalancer Service.
+const ingressIP = "ingress IP"
+
 // protocols are what every path is tried with.
 var protocols = []string{"HTTP", "UDP"}
 
@@ -135,7 +138,7 @@ func (w *world) routes(f frontends) []route {
 			out = append(out, route{from: from, kind: "node port", to: to, sources: translators([]*node{n}, to.Addr())})
 		}
 		for _, to := range f.lb {
-			out = append(out, route{from: from, kind: "ingress IP", to: to, sources: translators(own, to.Addr())})
+			out = append(out, route{from: from, kind: ingressIP, to: to, sources: translators(own, to.Addr())})
 		}
 	}
 	return out
