@@ -59,8 +59,18 @@ func Command(provider cloudprovider.Interface) *cobra.Command {
 // there yet.
 func Run(ctx context.Context, cfg *v1alpha1.ControllerConfiguration, restConfig *rest.Config,
 	provider cloudprovider.Interface, logger logr.Logger) error {
+	for field, address := range map[string]string{
+		"metrics.bindAddress": cfg.Metrics.BindAddress, "healthProbe.bindAddress": cfg.HealthProbe.BindAddress,
+	} {
+		if err := config.CanListen(ctx, field, address); err != nil {
+			return err
+		}
+	}
 	if err := config.WaitForAPIServer(ctx, restConfig, logger); err != nil {
-		return fmt.Errorf("waiting for the API server %s: %w", restConfig.Host, err)
+		if ctx.Err() != nil {
+			return nil // told to stop
+		}
+		return err
 	}
 	scheme, err := NewScheme()
 	if err != nil {

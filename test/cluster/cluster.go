@@ -22,6 +22,7 @@ import (
 	discoveryv1 "k8s.io/api/discovery/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/rest"
 	"sigs.k8s.io/controller-runtime/pkg/envtest"
 	"sigs.k8s.io/controller-runtime/pkg/log"
 
@@ -45,6 +46,7 @@ func Main(m *testing.M) {
 // Cluster is a control plane on the LAN of a lab, and the binary under test.
 type Cluster struct {
 	Lab        *netlab.Lab
+	Config     *rest.Config // an administrator's
 	Client     kubernetes.Interface
 	Kubeconfig string // path of an administrator's
 	Binary     string // path
@@ -74,6 +76,7 @@ func New(t testing.TB) *Cluster {
 	must(t, err)
 	t.Cleanup(func() { must(t, env.Stop()) })
 	config.QPS = -1
+	c.Config = config
 	c.Client, err = kubernetes.NewForConfig(config)
 	must(t, err)
 	user, err := env.AddUser(envtest.User{Name: "e2e", Groups: []string{"system:masters"}}, config)
