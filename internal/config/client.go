@@ -45,6 +45,7 @@ func (f *Flags) Bind(cmd *cobra.Command) {
 	flags.StringVar(&f.Config, "config", "", "path of the configuration file (default: built-in defaults)")
 	flags.StringVar(&f.Kubeconfig, "kubeconfig", "", "path of a kubeconfig (default: $KUBECONFIG, the pod's service account, ~/.kube/config)")
 	f.zap.TimeEncoder = zapcore.RFC3339NanoTimeEncoder
+	f.zap.StacktraceLevel = zapcore.PanicLevel // an error is one line; --zap-stacktrace-level asks for more
 	logger := goflag.NewFlagSet("logger", goflag.ContinueOnError)
 	f.zap.BindFlags(logger)
 	logger.VisitAll(func(g *goflag.Flag) { flags.AddFlag(pflag.PFlagFromGoFlag(g)) })

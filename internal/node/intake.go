@@ -8,12 +8,15 @@ import (
 	"github.com/go-logr/logr"
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/fields"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/types"
+	apiwatch "k8s.io/apimachinery/pkg/watch"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/tools/cache"
+	"k8s.io/klog/v2"
 )
 
 // intake collects what the API server's watches say until the agent takes it. There is
@@ -155,7 +158,53 @@ func (in *intake) watch(ctx context.Context, client kubernetes.Interface, node s
 func start[T metav1.Object](ctx context.Context, in *intake, rest cache.Getter, resource string, example runtime.Object,
 	logger logr.Logger, client kubernetes.Interface, options func(*metav1.ListOptions), k kind[T]) {
 	lw := cache.NewFilteredListWatchFromClient(rest, resource, metav1.NamespaceAll, options)
+	say := &spokesman{logger: logger.WithValues("resource", resource)}
+	list, watch := lw.ListWithContextFunc, lw.WatchFuncWithContext
+	lw.ListWithContextFunc = func(ctx context.Context, o metav1.ListOptions) (runtime.Object, error) {
+		out, err := list(ctx, o)
+		say.failure(ctx, err)
+		return out, err
+	}
+	lw.WatchFuncWithContext = func(ctx context.Context, o metav1.ListOptions) (apiwatch.Interface, error) {
+		out, err := watch(ctx, o)
+		say.failure(ctx, err)
+		if err == nil {
+			say.success()
+		}
+		return out, err
+	}
 	reflector := cache.NewReflectorWithOptions(cache.ToListWatcherWithWatchListSemantics(lw, client), example,
-		&feed[T]{in: in, kind: k}, cache.ReflectorOptions{Name: resource, Logger: &logger})
-	go reflector.RunWithContext(ctx)
+		&feed[T]{in: in, kind: k}, cache.ReflectorOptions{Name: resource})
+	// The reflector would say the same at every try.
+	go reflector.RunWithContext(klog.NewContext(ctx, logr.Discard()))
+}
+
+// spokesman says what keeps a watch from working, once for each reason, and when it
+// works again. Only the reflector's goroutine uses it.
+type spokesman struct {
+	logger logr.Logger
+	last   string
+}
+
+func (s *spokesman) failure(ctx context.Context, err error) {
+	if err == nil || ctx.Err() != nil || apierrors.IsResourceExpired(err) || apierrors.IsGone(err) {
+		return // the last two are a history too old, after which the reflector lists anew
+	}
+	// Listing and watching fail in turn, for the same reason in other words.
+	reason := string(apierrors.ReasonForError(err))
+	if reason == "" {
+		reason = err.Error()
+	}
+	if reason == s.last {
+		return
+	}
+	s.last = reason
+	s.logger.Info("Cannot watch, will keep trying; the rules stay as they are", "reason", err.Error())
+}
+
+func (s *spokesman) success() {
+	if s.last != "" {
+		s.last = ""
+		s.logger.Info("Watching works again")
+	}
 }

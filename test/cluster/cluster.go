@@ -50,6 +50,8 @@ type Cluster struct {
 	Client     kubernetes.Interface
 	Kubeconfig string // path of an administrator's
 	Binary     string // path
+
+	env *envtest.Environment
 }
 
 // New starts a control plane and builds the binary. Both go at the end of the test.
@@ -79,12 +81,19 @@ func New(t testing.TB) *Cluster {
 	c.Config = config
 	c.Client, err = kubernetes.NewForConfig(config)
 	must(t, err)
-	user, err := env.AddUser(envtest.User{Name: "e2e", Groups: []string{"system:masters"}}, config)
+	c.env = env
+	c.Kubeconfig = c.KubeconfigOf(t, envtest.User{Name: "e2e", Groups: []string{"system:masters"}})
+	return c
+}
+
+// KubeconfigOf returns the path of a kubeconfig of a user, who may do what RBAC says.
+func (c *Cluster) KubeconfigOf(t testing.TB, u envtest.User) string {
+	t.Helper()
+	user, err := c.env.AddUser(u, c.Config)
 	must(t, err)
 	raw, err := user.KubeConfig()
 	must(t, err)
-	c.Kubeconfig = Write(t, "kubeconfig", string(raw))
-	return c
+	return Write(t, "kubeconfig", string(raw))
 }
 
 // Build returns the binary under test, built from this tree.

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"sigs.k8s.io/controller-runtime/pkg/envtest"
 
 	"fairlead.dev/fairlead/test/cluster"
 	"fairlead.dev/fairlead/test/netlab"
@@ -143,6 +144,26 @@ func TestNode(t *testing.T) {
 			t.Errorf("said %d times:\n%s", n, other.Output)
 		}
 	})
+}
+
+// TestNodeWithoutRights: what the API server forbids is said in one line for each
+// resource, and the rules that are there stay.
+func TestNodeWithoutRights(t *testing.T) {
+	w := newNodeWorld(t)
+	agent := w.run(t, "--node-name", "node1")
+	w.answers(t)
+	agent.Stop(syscall.SIGTERM)
+
+	w.Kubeconfig = w.KubeconfigOf(t, envtest.User{Name: "nobody"})
+	agent = w.run(t, "--node-name", "node1")
+	for _, resource := range []string{"services", "endpointslices", "nodes"} {
+		agent.Says(`is forbidden: User \"nobody\" cannot watch resource \"` + resource + `\"`)
+	}
+	must(t, w.ask(&w.node.Host, w.vip))
+	agent.Stop(syscall.SIGTERM)
+	if lines := strings.Count(strings.TrimSpace(agent.Output.String()), "\n") + 1; lines != 3 {
+		t.Errorf("%d lines, want one for each resource:\n%s", lines, agent.Output)
+	}
 }
 
 // takeEndpoint takes the endpoint of the Service away.
