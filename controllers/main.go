@@ -66,11 +66,11 @@ func Run(ctx context.Context, cfg *v1alpha1.ControllerConfiguration, restConfig 
 			return err
 		}
 	}
-	if err := config.WaitForAPIServer(ctx, restConfig, logger); err != nil {
-		if ctx.Err() != nil {
-			return nil // told to stop
-		}
+	if err := config.WaitForAPIServer(ctx, restConfig, logger); err != nil && ctx.Err() == nil {
 		return err
+	}
+	if ctx.Err() != nil {
+		return nil // told to stop
 	}
 	scheme, err := NewScheme()
 	if err != nil {

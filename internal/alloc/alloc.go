@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
+
+	"fairlead.dev/fairlead/internal/ipfamily"
 )
 
 var (
@@ -74,7 +76,7 @@ func (a *Allocator[O]) Adopt(addr netip.Addr, owner O) error {
 
 // Lowest returns the lowest free address of family f in from, for the caller to Take.
 // The error wraps ErrExhausted.
-func (a *Allocator[O]) Lowest(f Family, from Set) (netip.Addr, error) {
+func (a *Allocator[O]) Lowest(f ipfamily.Family, from Set) (netip.Addr, error) {
 	addr, ok := a.free.Lowest(f, from)
 	if !ok {
 		return netip.Addr{}, fmt.Errorf("finding an %s address: %w", f, ErrExhausted)
@@ -118,4 +120,4 @@ func (a *Allocator[O]) All(yield func(netip.Addr, O) bool) {
 }
 
 // Free returns how many addresses of family f have no owner.
-func (a *Allocator[O]) Free(f Family) Count { return a.free.Count(f) }
+func (a *Allocator[O]) Free(f ipfamily.Family) Count { return a.free.Count(f) }

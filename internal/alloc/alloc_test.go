@@ -13,15 +13,16 @@ import (
 	"pgregory.net/rapid"
 
 	"fairlead.dev/fairlead/internal/alloc"
+	"fairlead.dev/fairlead/internal/ipfamily"
 )
 
 var addrs = cmpopts.EquateComparable(netip.Addr{})
 
 // The lowest and the highest addresses of both families are in the domain, because that
 // is where Next and Prev end.
-var bases = map[alloc.Family][]netip.Addr{
-	alloc.IPv4: {netip.MustParseAddr("0.0.0.0"), netip.MustParseAddr("192.0.2.0"), netip.MustParseAddr("255.255.255.224")},
-	alloc.IPv6: {netip.MustParseAddr("::"), netip.MustParseAddr("2001:db8::ffff:fff0"), netip.MustParseAddr("ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffe0")},
+var bases = map[ipfamily.Family][]netip.Addr{
+	ipfamily.IPv4: {netip.MustParseAddr("0.0.0.0"), netip.MustParseAddr("192.0.2.0"), netip.MustParseAddr("255.255.255.224")},
+	ipfamily.IPv6: {netip.MustParseAddr("::"), netip.MustParseAddr("2001:db8::ffff:fff0"), netip.MustParseAddr("ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffe0")},
 }
 
 func step(a netip.Addr, n int) netip.Addr {
@@ -31,13 +32,13 @@ func step(a netip.Addr, n int) netip.Addr {
 	return a
 }
 
-func drawAddr(t *rapid.T, f alloc.Family) netip.Addr {
+func drawAddr(t *rapid.T, f ipfamily.Family) netip.Addr {
 	return step(rapid.SampledFrom(bases[f]).Draw(t, "base"), rapid.IntRange(0, 31).Draw(t, "offset"))
 }
 
 func drawRanges(t *rapid.T) []alloc.Range {
 	return rapid.SliceOfN(rapid.Custom(func(t *rapid.T) alloc.Range {
-		from := drawAddr(t, rapid.SampledFrom(alloc.Families[:]).Draw(t, "family"))
+		from := drawAddr(t, rapid.SampledFrom(ipfamily.All[:]).Draw(t, "family"))
 		return alloc.Range{From: from, To: step(from, rapid.IntRange(0, 12).Draw(t, "size"))}
 	}), 0, 6).Draw(t, "ranges")
 }
@@ -52,7 +53,7 @@ type model struct {
 	owners map[netip.Addr]string
 }
 
-func (m *model) lowest(f alloc.Family, within []alloc.Range) (netip.Addr, bool) {
+func (m *model) lowest(f ipfamily.Family, within []alloc.Range) (netip.Addr, bool) {
 	for _, base := range bases[f] {
 		for n := range 64 {
 			a := step(base, n)
@@ -65,7 +66,7 @@ func (m *model) lowest(f alloc.Family, within []alloc.Range) (netip.Addr, bool) 
 }
 
 // free counts every address of the model's domain that is in its ranges and not taken.
-func (m *model) free(f alloc.Family) int64 {
+func (m *model) free(f ipfamily.Family) int64 {
 	seen := map[netip.Addr]bool{}
 	for _, base := range bases[f] {
 		for n := range 64 {
@@ -82,7 +83,7 @@ func TestAllocatorDoesWhatItsModelDoes(t *testing.T) {
 		m := &model{ranges: drawRanges(t), owners: map[netip.Addr]string{}}
 		a := alloc.New[string](alloc.NewSet(m.ranges...))
 		owner := rapid.SampledFrom([]string{"ann", "bob", "cy"})
-		family := rapid.SampledFrom(alloc.Families[:])
+		family := rapid.SampledFrom(ipfamily.All[:])
 		t.Repeat(map[string]func(*rapid.T){
 			"take": func(t *rapid.T) {
 				addr, o := drawAddr(t, family.Draw(t, "family")), owner.Draw(t, "owner")
@@ -164,7 +165,7 @@ func check(t *rapid.T, a *alloc.Allocator[string], m *model) {
 			t.Fatalf("held by %s (-want +got):\n%s", o, diff)
 		}
 	}
-	for _, f := range alloc.Families {
+	for _, f := range ipfamily.All {
 		want := m.free(f)
 		if got, again := a.Free(f).Int64(), rebuilt.Free(f).Int64(); got != want || again != want {
 			t.Fatalf("%d %s addresses free, %d after a rebuild, want %d", got, f, again, want)
@@ -177,7 +178,7 @@ func TestSetIsTheUnionOfItsRanges(t *testing.T) {
 		ranges, others := drawRanges(t), drawRanges(t)
 		set, other := alloc.NewSet(ranges...), alloc.NewSet(others...)
 		common := false
-		for _, f := range alloc.Families {
+		for _, f := range ipfamily.All {
 			for range 8 {
 				a := drawAddr(t, f)
 				if set.Contains(a) != contains(ranges, a) {
@@ -208,7 +209,7 @@ func TestErrorsSayWhatHappened(t *testing.T) {
 	if err := a.Take(netip.MustParseAddr("192.0.2.0"), "ann"); err != nil {
 		t.Fatal(err)
 	}
-	_, exhausted := a.Lowest(alloc.IPv4, setOf(t, "192.0.2.0/24"))
+	_, exhausted := a.Lowest(ipfamily.IPv4, setOf(t, "192.0.2.0/24"))
 	for _, tc := range []struct {
 		err  error
 		want string
@@ -237,7 +238,7 @@ func BenchmarkChurn(b *testing.B) {
 				addr = addr.Next().Next()
 			}
 			for b.Loop() {
-				got, err := a.Lowest(alloc.IPv6, set)
+				got, err := a.Lowest(ipfamily.IPv6, set)
 				if err != nil {
 					b.Fatal(err)
 				}

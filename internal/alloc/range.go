@@ -8,35 +8,9 @@ import (
 	"fmt"
 	"net/netip"
 	"strings"
+
+	"fairlead.dev/fairlead/internal/ipfamily"
 )
-
-// Family is an IP address family.
-type Family uint8
-
-// The families.
-const (
-	IPv4 Family = iota
-	IPv6
-)
-
-// Families are all families, in the order of the constants.
-var Families = [...]Family{IPv4, IPv6}
-
-// FamilyOf returns the family of a.
-func FamilyOf(a netip.Addr) Family {
-	if a.Is4() {
-		return IPv4
-	}
-	return IPv6
-}
-
-// String returns "IPv4" or "IPv6", the names that Kubernetes uses.
-func (f Family) String() string {
-	if f == IPv4 {
-		return "IPv4"
-	}
-	return "IPv6"
-}
 
 // Range is every address from From to To, both included. Both are of one family and
 // have no zone.
@@ -67,7 +41,7 @@ func ParseRange(s string) (Range, error) {
 	switch {
 	case err != nil:
 		return Range{}, err
-	case FamilyOf(first) != FamilyOf(last):
+	case ipfamily.Of(first) != ipfamily.Of(last):
 		return Range{}, errors.New("mixes IPv4 and IPv6")
 	case last.Less(first):
 		return Range{}, fmt.Errorf("is a reversed range; did you mean %s-%s?", to, from)

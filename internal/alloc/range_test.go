@@ -6,6 +6,7 @@ import (
 	"testing"
 
 	"fairlead.dev/fairlead/internal/alloc"
+	"fairlead.dev/fairlead/internal/ipfamily"
 )
 
 func TestParseRange(t *testing.T) {
@@ -91,8 +92,8 @@ func TestCount(t *testing.T) {
 		{ranges: []string{"2001:db8::/126"}, v6: 4, taken: 5},
 	} {
 		set := setOf(t, tc.ranges...)
-		v6 := set.Count(alloc.IPv6)
-		if got := set.Count(alloc.IPv4).Int64(); got != tc.v4 {
+		v6 := set.Count(ipfamily.IPv6)
+		if got := set.Count(ipfamily.IPv4).Int64(); got != tc.v4 {
 			t.Errorf("%v: %d IPv4 addresses, want %d", tc.ranges, got, tc.v4)
 		}
 		if v6.Int64() != tc.v6 {

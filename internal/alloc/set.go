@@ -4,13 +4,15 @@ import (
 	"net/netip"
 	"slices"
 	"sort"
+
+	"fairlead.dev/fairlead/internal/ipfamily"
 )
 
 // Set is a set of addresses, kept per family as sorted ranges that neither overlap nor
 // touch. Looking up is O(log n) in the number of ranges; changing moves what lies
 // behind. The zero value is empty. Copies share memory: Clone before changing one.
 type Set struct {
-	ranges [len(Families)][]Range
+	ranges [len(ipfamily.All)][]Range
 }
 
 // NewSet returns the union of ranges.
@@ -19,7 +21,7 @@ func NewSet(ranges ...Range) Set {
 	slices.SortFunc(sorted, func(a, b Range) int { return a.From.Compare(b.From) })
 	var s Set
 	for _, r := range sorted {
-		f := FamilyOf(r.From)
+		f := ipfamily.Of(r.From)
 		have := s.ranges[f]
 		if n := len(have); n > 0 && !beyond(have[n-1].To, r.From) {
 			if have[n-1].To.Less(r.To) {
@@ -48,7 +50,7 @@ func (s Set) Clone() Set {
 
 // Ranges returns the ranges of s, IPv4 first, each family from low to high.
 func (s Set) Ranges() []Range {
-	return slices.Concat(s.ranges[IPv4], s.ranges[IPv6])
+	return slices.Concat(s.ranges[ipfamily.IPv4], s.ranges[ipfamily.IPv6])
 }
 
 // Contains says whether a is in s.
@@ -59,7 +61,7 @@ func (s Set) Contains(a netip.Addr) bool {
 
 // Overlaps says whether s and other have an address in common.
 func (s Set) Overlaps(other Set) bool {
-	for _, f := range Families {
+	for _, f := range ipfamily.All {
 		for _, r := range other.ranges[f] {
 			// Ranges before i end below r; where i starts above r, all behind it do.
 			i := s.search(r.From)
@@ -72,7 +74,7 @@ func (s Set) Overlaps(other Set) bool {
 }
 
 // Count returns how many addresses of family f are in s.
-func (s Set) Count(f Family) Count {
+func (s Set) Count(f ipfamily.Family) Count {
 	var n Count
 	for _, r := range s.ranges[f] {
 		n = n.plus(r.size())
@@ -81,7 +83,7 @@ func (s Set) Count(f Family) Count {
 }
 
 // Lowest returns the lowest address of family f that is in both s and within.
-func (s Set) Lowest(f Family, within Set) (netip.Addr, bool) {
+func (s Set) Lowest(f ipfamily.Family, within Set) (netip.Addr, bool) {
 	have := s.ranges[f]
 	for _, r := range within.ranges[f] {
 		i := s.search(r.From)
@@ -104,13 +106,13 @@ func highest(a, b netip.Addr) netip.Addr {
 
 // search returns the index of the first range of a's family that ends at a or behind it.
 func (s Set) search(a netip.Addr) int {
-	have := s.ranges[FamilyOf(a)]
+	have := s.ranges[ipfamily.Of(a)]
 	return sort.Search(len(have), func(i int) bool { return a.Compare(have[i].To) <= 0 })
 }
 
 // find returns the index of the range that contains a.
 func (s Set) find(a netip.Addr) (int, bool) {
-	i, have := s.search(a), s.ranges[FamilyOf(a)]
+	i, have := s.search(a), s.ranges[ipfamily.Of(a)]
 	return i, i < len(have) && have[i].Contains(a)
 }
 
@@ -120,7 +122,7 @@ func (s *Set) add(a netip.Addr) {
 	if found {
 		return
 	}
-	f := FamilyOf(a)
+	f := ipfamily.Of(a)
 	have := s.ranges[f]
 	below := i > 0 && !beyond(have[i-1].To, a)
 	above := i < len(have) && !beyond(a, have[i].From)
@@ -143,7 +145,7 @@ func (s *Set) remove(a netip.Addr) {
 	if !found {
 		return
 	}
-	f := FamilyOf(a)
+	f := ipfamily.Of(a)
 	have := s.ranges[f]
 	switch r := have[i]; {
 	case r.From == r.To && i == 0:

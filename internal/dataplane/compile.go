@@ -9,6 +9,7 @@ import (
 
 	"k8s.io/apimachinery/pkg/types"
 
+	"fairlead.dev/fairlead/internal/ipfamily"
 	"fairlead.dev/fairlead/internal/persistent"
 	"fairlead.dev/fairlead/internal/service"
 )
@@ -116,7 +117,7 @@ func (c *compiler) install(svc *service.Service) {
 			c.refused.Set(svc.Name, fmt.Errorf("port %d: more than %d Service ports on one node", p.Port, MaxPorts))
 			continue
 		}
-		for _, f := range service.Families {
+		for _, f := range ipfamily.All {
 			backends := p.Backends[f][:min(len(p.Backends[f]), MaxEndpoints)]
 			if len(backends) < len(p.Backends[f]) {
 				c.refused.Set(svc.Name, fmt.Errorf("port %d: only the first %d of %d endpoints are used",
@@ -125,7 +126,7 @@ func (c *compiler) install(svc *service.Service) {
 			c.place(SlotKey{f, id}, backends)
 		}
 		for _, f := range frontends(svc, p) {
-			target := Target{ID: id, Endpoints: uint32(min(len(p.Backends[service.FamilyOf(f.Addr)]), MaxEndpoints))}
+			target := Target{ID: id, Endpoints: uint32(min(len(p.Backends[ipfamily.Of(f.Addr)]), MaxEndpoints))}
 			c.claim(f.Frontend, claim{kind: f.kind, created: svc.Created, owner: key, target: target})
 		}
 		c.count(p, +1)
@@ -171,7 +172,7 @@ func (c *compiler) release(old, now *service.Service) {
 		}
 		c.ids.Delete(key)
 		c.taken.Delete(id)
-		for _, f := range service.Families {
+		for _, f := range ipfamily.All {
 			c.slots.Delete(SlotKey{f, id})
 		}
 	}
@@ -259,7 +260,7 @@ func (c *compiler) settle(f Frontend, claims []claim) {
 
 // count adds by to the wishes for the hairpin entries of p's local endpoints.
 func (c *compiler) count(p *service.Port, by int) {
-	for _, f := range service.Families {
+	for _, f := range ipfamily.All {
 		for _, b := range p.Backends[f] {
 			if b.Local {
 				c.want(Member{hairpinSet, b.Addr.Addr()}, by)
@@ -305,14 +306,14 @@ func frontends(svc *service.Service, p *service.Port) []kindOfFrontend {
 	add(ExternalIP, externalTable, svc.ExternalIPs, p.Port)
 	if p.NodePort != 0 {
 		for _, a := range svc.ClusterIPs { // a node port serves the families of its Service
-			add(NodePort, nodePortTable, []netip.Addr{unspecified(service.FamilyOf(a))}, p.NodePort)
+			add(NodePort, nodePortTable, []netip.Addr{unspecified(ipfamily.Of(a))}, p.NodePort)
 		}
 	}
 	return out
 }
 
-func unspecified(f service.Family) netip.Addr {
-	if f == service.IPv4 {
+func unspecified(f ipfamily.Family) netip.Addr {
+	if f == ipfamily.IPv4 {
 		return netip.IPv4Unspecified()
 	}
 	return netip.IPv6Unspecified()

@@ -14,6 +14,7 @@ import (
 	"pgregory.net/rapid"
 
 	"fairlead.dev/fairlead/internal/dataplane"
+	"fairlead.dev/fairlead/internal/ipfamily"
 	"fairlead.dev/fairlead/internal/service"
 )
 
@@ -21,7 +22,7 @@ import (
 func frontends(r dataplane.Ruleset) map[string][]string {
 	out := map[string][]string{}
 	for f, target := range r.Frontends.All() {
-		slots, _ := r.Slots.Get(dataplane.SlotKey{Family: service.FamilyOf(f.Addr), ID: target.ID})
+		slots, _ := r.Slots.Get(dataplane.SlotKey{Family: ipfamily.Of(f.Addr), ID: target.ID})
 		var to []string
 		for _, s := range slots[:target.Endpoints] {
 			to = append(to, s.String())

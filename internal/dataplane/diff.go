@@ -4,6 +4,7 @@ import (
 	"net/netip"
 	"slices"
 
+	"fairlead.dev/fairlead/internal/ipfamily"
 	"fairlead.dev/fairlead/internal/persistent"
 	"fairlead.dev/fairlead/internal/service"
 )
@@ -68,7 +69,7 @@ func Adopt(have Ruleset, s *service.Snapshot) Program {
 			ids.Set(key, id)
 			taken.Set(id, key)
 			last = max(last, id)
-			for _, f := range service.Families {
+			for _, f := range ipfamily.All {
 				if old, ok := have.Slots.Get(SlotKey{f, id}); ok {
 					slots.Set(SlotKey{f, id}, old)
 				}

@@ -5,15 +5,14 @@ import (
 	"fmt"
 	"net/netip"
 
-	"golang.org/x/sys/unix"
-
+	"fairlead.dev/fairlead/internal/ipfamily"
 	"fairlead.dev/fairlead/internal/persistent"
 	"fairlead.dev/fairlead/internal/service"
 )
 
-// place of an element: a set of a family.
+// setRef is where an element stands: a set of a family.
 type setRef struct {
-	family service.Family
+	family ipfamily.Family
 	name   string
 }
 
@@ -31,7 +30,7 @@ var (
 // to them, and go after it.
 func (c Changes) phases() [3]map[setRef]*edits {
 	out := [3]map[setRef]*edits{{}, {}, {}}
-	at := func(phase int, f service.Family, name string) *edits {
+	at := func(phase int, f ipfamily.Family, name string) *edits {
 		e := out[phase][setRef{f, name}]
 		if e == nil {
 			e = &edits{}
@@ -54,7 +53,7 @@ func (c Changes) phases() [3]map[setRef]*edits {
 		}
 	}
 	for _, ch := range c.Frontends {
-		e := at(1, service.FamilyOf(ch.Key.Addr), frontendMaps[ch.Key.Table])
+		e := at(1, ipfamily.Of(ch.Key.Addr), frontendMaps[ch.Key.Table])
 		key := frontendBytes(ch.Key)
 		if ch.HadOld {
 			e.del = append(e.del, element{key: key})
@@ -66,10 +65,10 @@ func (c Changes) phases() [3]map[setRef]*edits {
 	for _, ch := range c.Members {
 		el := element{key: memberBytes(ch.Key)}
 		if ch.HasNew {
-			e := at(0, service.FamilyOf(ch.Key.Addr), memberSets[ch.Key.Set])
+			e := at(0, ipfamily.Of(ch.Key.Addr), memberSets[ch.Key.Set])
 			e.add = append(e.add, el)
 		} else {
-			e := at(2, service.FamilyOf(ch.Key.Addr), memberSets[ch.Key.Set])
+			e := at(2, ipfamily.Of(ch.Key.Addr), memberSets[ch.Key.Set])
 			e.del = append(e.del, el)
 		}
 	}
@@ -105,20 +104,20 @@ func memberBytes(m Member) []byte {
 	return out
 }
 
-// read takes one element that the kernel listed into a ruleset in the making.
+// reader makes a Ruleset out of the elements that the kernel lists.
 type reader struct {
 	frontends *persistent.Edit[Frontend, Target]
 	members   *persistent.Edit[Member, struct{}]
 	slots     map[SlotKey][]netip.AddrPort
-	classes   map[service.Family]map[uint32]bool
+	classes   map[ipfamily.Family]map[uint32]bool
 }
 
 func newReader() *reader {
 	r := &reader{
 		frontends: Ruleset{}.Frontends.Edit(), members: Ruleset{}.Members.Edit(),
-		slots: map[SlotKey][]netip.AddrPort{}, classes: map[service.Family]map[uint32]bool{},
+		slots: map[SlotKey][]netip.AddrPort{}, classes: map[ipfamily.Family]map[uint32]bool{},
 	}
-	for _, f := range service.Families {
+	for _, f := range ipfamily.All {
 		r.classes[f] = map[uint32]bool{}
 	}
 	return r
@@ -134,7 +133,7 @@ func (r *reader) ruleset() Ruleset {
 
 // take reads one element. It returns an error for one that is none of ours in form; the
 // table is made anew then.
-func (r *reader) take(f service.Family, set string, key, data []byte) error {
+func (r *reader) take(f ipfamily.Family, set string, key, data []byte) error {
 	addrLen := int(shapeOf(f).addr.size)
 	malformed := fmt.Errorf("element of %s %s has key %x, data %x", familyName(f), set, key, data)
 	switch set {
@@ -165,7 +164,7 @@ func (r *reader) take(f service.Family, set string, key, data []byte) error {
 	return nil
 }
 
-func (r *reader) takeFrontend(f service.Family, set string, key, data []byte, malformed error) error {
+func (r *reader) takeFrontend(f ipfamily.Family, set string, key, data []byte, malformed error) error {
 	out := Frontend{Addr: unspecified(f)}
 	for table, name := range frontendMaps {
 		if name == set {
@@ -199,17 +198,9 @@ func (r *reader) takeMember(set string, key []byte, addrLen int, malformed error
 	return malformed
 }
 
-func familyName(f service.Family) string {
-	if f == service.IPv4 {
+func familyName(f ipfamily.Family) string {
+	if f == ipfamily.IPv4 {
 		return "ip"
 	}
 	return "ip6"
-}
-
-// add puts the edits of one phase into b.
-func (b *batch) addEdits(phase map[setRef]*edits) {
-	for ref, e := range phase {
-		b.elements(ref.family, ref.name, unix.NFT_MSG_DELSETELEM, e.del)
-		b.elements(ref.family, ref.name, unix.NFT_MSG_NEWSETELEM, e.add)
-	}
 }

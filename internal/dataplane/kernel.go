@@ -15,7 +15,7 @@ import (
 	"github.com/mdlayher/netlink"
 	"golang.org/x/sys/unix"
 
-	"fairlead.dev/fairlead/internal/service"
+	"fairlead.dev/fairlead/internal/ipfamily"
 )
 
 const (
@@ -204,10 +204,10 @@ func (k *kernel) generation() (uint32, error) {
 
 // skeleton returns the hash of all chains and rules of our tables, handles included, so
 // that any edit changes it, and the marker chains that are there.
-func (k *kernel) skeleton() (sum string, markers map[service.Family]string, err error) {
+func (k *kernel) skeleton() (sum string, markers map[ipfamily.Family]string, err error) {
 	h := sha256.New()
-	markers = map[service.Family]string{}
-	for _, f := range service.Families {
+	markers = map[ipfamily.Family]string{}
+	for _, f := range ipfamily.All {
 		table := netlink.Attribute{Type: unix.NFTA_RULE_TABLE, Data: append([]byte(TableName), 0)}
 		chains, err := k.get(unix.NFT_MSG_GETCHAIN, family(f), netlink.Dump)
 		if err != nil {
@@ -230,7 +230,7 @@ func (k *kernel) skeleton() (sum string, markers map[service.Family]string, err 
 }
 
 // hashChain adds a chain of our table to h by what an edit could change.
-func hashChain(h hash.Hash, m netlink.Message, f service.Family, markers map[service.Family]string) error {
+func hashChain(h hash.Hash, m netlink.Message, f ipfamily.Family, markers map[ipfamily.Family]string) error {
 	ad, err := attributesOf(m)
 	if err != nil {
 		return err
@@ -260,7 +260,7 @@ func hashChain(h hash.Hash, m netlink.Message, f service.Family, markers map[ser
 // contents reads all elements of our tables. A set that is missing is fs.ErrNotExist.
 func (k *kernel) contents() (*reader, error) {
 	r := newReader()
-	for _, f := range service.Families {
+	for _, f := range ipfamily.All {
 		for _, def := range shapeOf(f).sets() {
 			replies, err := k.get(unix.NFT_MSG_GETSETELEM, family(f), netlink.Dump,
 				netlink.Attribute{Type: unix.NFTA_SET_ELEM_LIST_TABLE, Data: append([]byte(TableName), 0)},
@@ -278,7 +278,7 @@ func (k *kernel) contents() (*reader, error) {
 	return r, nil
 }
 
-func takeMessage(r *reader, m netlink.Message, f service.Family, set string) error {
+func takeMessage(r *reader, m netlink.Message, f ipfamily.Family, set string) error {
 	ad, err := attributesOf(m)
 	if err != nil {
 		return err

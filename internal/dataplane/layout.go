@@ -9,6 +9,7 @@ import (
 	"github.com/google/nftables/expr"
 	"golang.org/x/sys/unix"
 
+	"fairlead.dev/fairlead/internal/ipfamily"
 	"fairlead.dev/fairlead/internal/service"
 )
 
@@ -69,14 +70,14 @@ type Config struct {
 
 // shape is how a family lies in packets and registers.
 type shape struct {
-	family             service.Family
+	family             ipfamily.Family
 	addr               datatype
 	srcOffset, dstOffs uint32
 	words              uint32 // registers that an address takes
 }
 
-func shapeOf(f service.Family) shape {
-	if f == service.IPv4 {
+func shapeOf(f ipfamily.Family) shape {
+	if f == ipfamily.IPv4 {
 		return shape{family: f, addr: typeIPv4, srcOffset: 12, dstOffs: 16, words: 1}
 	}
 	return shape{family: f, addr: typeIPv6, srcOffset: 8, dstOffs: 24, words: 4}
@@ -99,7 +100,7 @@ func (s shape) sets() []setDef {
 }
 
 // addLayout adds a table with everything but the elements that come from Services.
-func (b *batch) addLayout(cfg Config, f service.Family) {
+func (b *batch) addLayout(cfg Config, f ipfamily.Family) {
 	s := shapeOf(f)
 	b.addTable(f)
 	for i, def := range s.sets() {
@@ -128,7 +129,7 @@ func (b *batch) addLayout(cfg Config, f service.Family) {
 }
 
 // addClass adds the chain that picks one of n endpoints.
-func (b *batch) addClass(f service.Family, n uint32) {
+func (b *batch) addClass(f ipfamily.Family, n uint32) {
 	name := fmt.Sprintf(chainEndpoints, n)
 	b.addChain(f, name, nil)
 	b.addRule(f, name, readScratch(), maskBits(^uint32(MaxEndpoints)), writeScratch())
@@ -151,7 +152,7 @@ func (s shape) addFrontendRules(b *batch, chain, toCluster string) {
 func (s shape) addClusterRules(b *batch, podCIDRs []netip.Prefix) {
 	known := false
 	for _, cidr := range podCIDRs {
-		if service.FamilyOf(cidr.Addr()) != s.family {
+		if ipfamily.Of(cidr.Addr()) != s.family {
 			continue
 		}
 		known = true
@@ -237,7 +238,7 @@ func (s shape) pick(n uint32) []expr.Any {
 }
 
 func (s shape) portUnreachable() expr.Any {
-	if s.family == service.IPv4 {
+	if s.family == ipfamily.IPv4 {
 		return &expr.Reject{Type: unix.NFT_REJECT_ICMP_UNREACH, Code: icmpPortUnreachable}
 	}
 	return &expr.Reject{Type: unix.NFT_REJECT_ICMP_UNREACH, Code: icmp6PortUnreachable}

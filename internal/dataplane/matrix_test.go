@@ -11,7 +11,7 @@ import (
 	"syscall"
 	"testing"
 
-	"fairlead.dev/fairlead/internal/service"
+	"fairlead.dev/fairlead/internal/ipfamily"
 	"fairlead.dev/fairlead/test/netlab"
 )
 
@@ -90,15 +90,15 @@ func hostAddrs(hosts []*netlab.Host) (out []string) {
 }
 
 // vip returns where a Service with ips is reached at.
-func (m *matrixWorld) vip(f service.Family, kind string, ips map[string][2]string, nodePort uint16) netip.AddrPort {
+func (m *matrixWorld) vip(f ipfamily.Family, kind string, ips map[string][2]string, nodePort uint16) netip.AddrPort {
 	if kind == "NodePort" {
 		return netip.AddrPortFrom(addrOf(&m.nodes[0].Host, f), nodePort)
 	}
 	return netip.AddrPortFrom(netip.MustParseAddr(ips[kind][f]), 80)
 }
 
-func addrOf(h *netlab.Host, f service.Family) netip.Addr {
-	if f == service.IPv4 {
+func addrOf(h *netlab.Host, f ipfamily.Family) netip.Addr {
+	if f == ipfamily.IPv4 {
 		return h.IPv4
 	}
 	return h.IPv6
@@ -112,8 +112,8 @@ func TestMatrix(t *testing.T) {
 	m := newMatrixWorld(t)
 	for _, row := range matrix {
 		for proto, ask := range requests {
-			for _, f := range service.Families {
-				t.Run(fmt.Sprintf("%s to %s %s %s", row.client, row.vip, proto, familyOf(f)), func(t *testing.T) {
+			for _, f := range ipfamily.All {
+				t.Run(fmt.Sprintf("%s to %s %s %s", row.client, row.vip, proto, f), func(t *testing.T) {
 					client := m.clients[row.client]
 					m.wantAll(t, ask, client, m.vip(f, row.vip, webIPs, 30080), func(source netip.Addr) string {
 						switch {
@@ -161,7 +161,7 @@ func TestRefuse(t *testing.T) {
 	m := newMatrixWorld(t)
 	for who, client := range m.clients {
 		for proto, ask := range requests {
-			for _, f := range service.Families {
+			for _, f := range ipfamily.All {
 				targets := map[string]netip.AddrPort{
 					"another port of a ClusterIP": netip.AddrPortFrom(m.vip(f, "ClusterIP", webIPs, 0).Addr(), 81),
 				}
@@ -172,7 +172,7 @@ func TestRefuse(t *testing.T) {
 					if who == "remote pod" && strings.Contains(what, "NodePort") {
 						continue // node1 answers, and is asked from outside already
 					}
-					t.Run(fmt.Sprintf("%s to %s %s %s", who, what, proto, familyOf(f)), func(t *testing.T) {
+					t.Run(fmt.Sprintf("%s to %s %s %s", who, what, proto, f), func(t *testing.T) {
 						ctx, cancel := context.WithTimeout(t.Context(), testTimeout)
 						defer cancel()
 						name, _, err := ask(client, ctx, vip)
@@ -195,9 +195,9 @@ func TestHairpin(t *testing.T) {
 	pod := w.pod(t, 0, "alone")
 	w.on(t, 0).apply(snapshot(nil, service3("web", webIPs, 0, hostAddrs([]*netlab.Host{pod}))))
 	for proto, ask := range requests {
-		for _, f := range service.Families {
+		for _, f := range ipfamily.All {
 			for kind, ips := range webIPs {
-				t.Run(fmt.Sprintf("%s %s %s", kind, proto, familyOf(f)), func(t *testing.T) {
+				t.Run(fmt.Sprintf("%s %s %s", kind, proto, f), func(t *testing.T) {
 					ctx, cancel := context.WithTimeout(t.Context(), testTimeout)
 					defer cancel()
 					name, source, err := ask(pod, ctx, netip.AddrPortFrom(netip.MustParseAddr(ips[f]), 80))
@@ -208,11 +208,4 @@ func TestHairpin(t *testing.T) {
 			}
 		}
 	}
-}
-
-func familyOf(f service.Family) string {
-	if f == service.IPv4 {
-		return "IPv4"
-	}
-	return "IPv6"
 }

@@ -9,6 +9,7 @@ package dataplane
 import (
 	"net/netip"
 
+	"fairlead.dev/fairlead/internal/ipfamily"
 	"fairlead.dev/fairlead/internal/persistent"
 	"fairlead.dev/fairlead/internal/service"
 )
@@ -74,7 +75,7 @@ func targetOf(scratch uint32) Target {
 
 // SlotKey names the endpoints of one Service port in one family.
 type SlotKey struct {
-	Family service.Family
+	Family ipfamily.Family
 	ID     uint32
 }
 

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io/fs"
 
+	"fairlead.dev/fairlead/internal/ipfamily"
 	"fairlead.dev/fairlead/internal/service"
 )
 
@@ -21,7 +22,7 @@ type Sink struct {
 	// known is false at first and after every failed write: the kernel is read then.
 	program Program
 	known   bool
-	classes map[service.Family]map[uint32]bool
+	classes map[ipfamily.Family]map[uint32]bool
 
 	// generation is the ruleset's number after our last write or check; another one
 	// means that somebody else wrote.
@@ -41,7 +42,7 @@ type Written struct {
 // NewSink returns a sink for the network namespace of the calling thread.
 func NewSink(cfg Config) *Sink {
 	b := &batch{}
-	for _, f := range service.Families {
+	for _, f := range ipfamily.All {
 		b.addLayout(cfg, f)
 	}
 	h := sha256.New()
@@ -147,7 +148,7 @@ func (s *Sink) read() (have Ruleset, intact bool, err error) {
 	if err != nil {
 		return have, false, err
 	}
-	for _, f := range service.Families {
+	for _, f := range ipfamily.All {
 		if markers[f] != s.marker(sum) {
 			return have, false, nil
 		}
@@ -158,7 +159,7 @@ func (s *Sink) read() (have Ruleset, intact bool, err error) {
 		return have, false, nil
 	case err != nil:
 		return have, false, err
-	case len(elements.classes[service.IPv4]) <= readyClasses || len(elements.classes[service.IPv6]) <= readyClasses:
+	case len(elements.classes[ipfamily.IPv4]) <= readyClasses || len(elements.classes[ipfamily.IPv6]) <= readyClasses:
 		return have, false, nil // somebody emptied the dispatch map
 	}
 	s.generation, s.classes = generation, elements.classes
@@ -177,8 +178,8 @@ func (s *Sink) install(next Program) error {
 	}
 	changes := Diff(Ruleset{}, next.Ruleset)
 	b := &batch{}
-	s.classes = map[service.Family]map[uint32]bool{}
-	for _, f := range service.Families {
+	s.classes = map[ipfamily.Family]map[uint32]bool{}
+	for _, f := range ipfamily.All {
 		b.addTable(f) // so that there is one to delete
 		b.deleteTable(f)
 		b.addLayout(s.cfg, f)
@@ -221,7 +222,7 @@ func (s *Sink) write(changes Changes) error {
 // new.
 func (s *Sink) addChanges(b *batch, changes Changes) (grown bool) {
 	for _, ch := range changes.Frontends {
-		f, n := service.FamilyOf(ch.Key.Addr), ch.New.Endpoints
+		f, n := ipfamily.Of(ch.Key.Addr), ch.New.Endpoints
 		if ch.HasNew && !s.classes[f][n] {
 			b.addClass(f, n)
 			s.classes[f][n] = true
@@ -242,7 +243,7 @@ func (s *Sink) mark() error {
 		return err
 	}
 	b := &batch{}
-	for _, f := range service.Families {
+	for _, f := range ipfamily.All {
 		if old[f] != "" {
 			b.deleteChain(f, old[f])
 		}

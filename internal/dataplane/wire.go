@@ -8,7 +8,7 @@ import (
 	"github.com/mdlayher/netlink"
 	"golang.org/x/sys/unix"
 
-	"fairlead.dev/fairlead/internal/service"
+	"fairlead.dev/fairlead/internal/ipfamily"
 )
 
 // The messages of nf_tables (linux/netfilter/nf_tables.h) are put together here rather
@@ -76,8 +76,8 @@ type batch struct {
 	err      error
 }
 
-func family(f service.Family) byte {
-	if f == service.IPv4 {
+func family(f ipfamily.Family) byte {
+	if f == ipfamily.IPv4 {
 		return unix.NFPROTO_IPV4
 	}
 	return unix.NFPROTO_IPV6
@@ -92,7 +92,7 @@ func nftType(t uint16) netlink.HeaderType {
 	return netlink.HeaderType(unix.NFNL_SUBSYS_NFTABLES<<8 | t)
 }
 
-func (b *batch) add(f service.Family, msgType uint16, flags netlink.HeaderFlags, attributes func(*netlink.AttributeEncoder)) {
+func (b *batch) add(f ipfamily.Family, msgType uint16, flags netlink.HeaderFlags, attributes func(*netlink.AttributeEncoder)) {
 	ae := netlink.NewAttributeEncoder()
 	ae.ByteOrder = binary.BigEndian
 	attributes(ae)
@@ -111,13 +111,13 @@ func (b *batch) append(t netlink.HeaderType, flags netlink.HeaderFlags, data []b
 	b.size += unix.NLMSG_HDRLEN + (len(data)+3)&^3
 }
 
-func (b *batch) addTable(f service.Family) {
+func (b *batch) addTable(f ipfamily.Family) {
 	b.add(f, unix.NFT_MSG_NEWTABLE, netlink.Create, func(ae *netlink.AttributeEncoder) {
 		ae.String(unix.NFTA_TABLE_NAME, TableName)
 	})
 }
 
-func (b *batch) deleteTable(f service.Family) {
+func (b *batch) deleteTable(f ipfamily.Family) {
 	b.add(f, unix.NFT_MSG_DELTABLE, 0, func(ae *netlink.AttributeEncoder) {
 		ae.String(unix.NFTA_TABLE_NAME, TableName)
 	})
@@ -129,7 +129,7 @@ type hook struct {
 	priority int32
 }
 
-func (b *batch) addChain(f service.Family, name string, h *hook) {
+func (b *batch) addChain(f ipfamily.Family, name string, h *hook) {
 	b.add(f, unix.NFT_MSG_NEWCHAIN, netlink.Create, func(ae *netlink.AttributeEncoder) {
 		ae.String(unix.NFTA_CHAIN_TABLE, TableName)
 		ae.String(unix.NFTA_CHAIN_NAME, name)
@@ -145,7 +145,7 @@ func (b *batch) addChain(f service.Family, name string, h *hook) {
 	})
 }
 
-func (b *batch) addRule(f service.Family, chain string, exprs ...expr.Any) {
+func (b *batch) addRule(f ipfamily.Family, chain string, exprs ...expr.Any) {
 	b.add(f, unix.NFT_MSG_NEWRULE, netlink.Create|netlink.Append, func(ae *netlink.AttributeEncoder) {
 		ae.String(unix.NFTA_RULE_TABLE, TableName)
 		ae.String(unix.NFTA_RULE_CHAIN, chain)
@@ -162,7 +162,7 @@ func (b *batch) addRule(f service.Family, chain string, exprs ...expr.Any) {
 	})
 }
 
-func (b *batch) addSet(f service.Family, def setDef, id uint32) {
+func (b *batch) addSet(f ipfamily.Family, def setDef, id uint32) {
 	keyMagic, keyLen := concat(def.key)
 	var flags uint32
 	if len(def.data) > 0 || def.verdicts {
@@ -223,7 +223,7 @@ func byteOrders(def setDef) []byte {
 }
 
 // elements adds elements to a set, or deletes them.
-func (b *batch) elements(f service.Family, set string, msgType uint16, elems []element) {
+func (b *batch) elements(f ipfamily.Family, set string, msgType uint16, elems []element) {
 	var flags netlink.HeaderFlags
 	if msgType == unix.NFT_MSG_NEWSETELEM {
 		flags = netlink.Create
@@ -280,9 +280,17 @@ func nest(out []byte, t uint16, inner func([]byte) []byte) []byte {
 	return out
 }
 
-func (b *batch) deleteChain(f service.Family, name string) {
+func (b *batch) deleteChain(f ipfamily.Family, name string) {
 	b.add(f, unix.NFT_MSG_DELCHAIN, 0, func(ae *netlink.AttributeEncoder) {
 		ae.String(unix.NFTA_CHAIN_TABLE, TableName)
 		ae.String(unix.NFTA_CHAIN_NAME, name)
 	})
+}
+
+// addEdits puts the edits of one phase into b.
+func (b *batch) addEdits(phase map[setRef]*edits) {
+	for ref, e := range phase {
+		b.elements(ref.family, ref.name, unix.NFT_MSG_DELSETELEM, e.del)
+		b.elements(ref.family, ref.name, unix.NFT_MSG_NEWSETELEM, e.add)
+	}
 }

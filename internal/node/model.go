@@ -6,6 +6,7 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 
+	"fairlead.dev/fairlead/internal/ipfamily"
 	"fairlead.dev/fairlead/internal/service"
 )
 
@@ -75,9 +76,9 @@ func internalIPs(node *corev1.Node) []netip.Addr {
 
 func firstOfEach(addrs []netip.Addr) []netip.Addr {
 	var out []netip.Addr
-	for _, f := range service.Families {
+	for _, f := range ipfamily.All {
 		for _, a := range addrs {
-			if service.FamilyOf(a) == f {
+			if ipfamily.Of(a) == f {
 				out = append(out, a)
 				break
 			}

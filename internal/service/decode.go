@@ -8,6 +8,8 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
 	"k8s.io/apimachinery/pkg/types"
+
+	"fairlead.dev/fairlead/internal/ipfamily"
 )
 
 // labelProxyName hands a Service to another proxy (KEP-2447): it is not ours then.
@@ -142,10 +144,10 @@ func collect(candidates map[netip.AddrPort]endpoint, endpoints []endpoint, port 
 // address order. Ready ones win; with none ready it falls back to those that are
 // terminating but still serving (KEP-1669), so that a rolling restart drops no
 // connections. The families are judged separately, as each has clients of its own.
-func usable(candidates map[netip.AddrPort]endpoint) (out [len(Families)][]Backend) {
-	var draining [len(Families)][]Backend
+func usable(candidates map[netip.AddrPort]endpoint) (out [len(ipfamily.All)][]Backend) {
+	var draining [len(ipfamily.All)][]Backend
 	for addr, e := range candidates {
-		f, b := FamilyOf(e.addr), Backend{Addr: addr, Local: e.local}
+		f, b := ipfamily.Of(e.addr), Backend{Addr: addr, Local: e.local}
 		switch {
 		case e.ready:
 			out[f] = append(out[f], b)
@@ -153,7 +155,7 @@ func usable(candidates map[netip.AddrPort]endpoint) (out [len(Families)][]Backen
 			draining[f] = append(draining[f], b)
 		}
 	}
-	for _, f := range Families {
+	for _, f := range ipfamily.All {
 		if len(out[f]) == 0 {
 			out[f] = draining[f]
 		}

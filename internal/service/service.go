@@ -8,28 +8,9 @@ import (
 
 	"k8s.io/apimachinery/pkg/types"
 
+	"fairlead.dev/fairlead/internal/ipfamily"
 	"fairlead.dev/fairlead/internal/persistent"
 )
-
-// Family is an IP family, usable as an index.
-type Family uint8
-
-// The IP families.
-const (
-	IPv4 Family = iota
-	IPv6
-)
-
-// Families are all families, to loop over.
-var Families = [...]Family{IPv4, IPv6}
-
-// FamilyOf returns the family of a.
-func FamilyOf(a netip.Addr) Family {
-	if a.Is4() {
-		return IPv4
-	}
-	return IPv6
-}
 
 // Protocol is an IP protocol number.
 type Protocol uint8
@@ -56,7 +37,7 @@ type Port struct {
 	Port     uint16
 	NodePort uint16 // 0 for none
 	// Backends are the usable endpoints of each family in address order.
-	Backends [len(Families)][]Backend
+	Backends [len(ipfamily.All)][]Backend
 }
 
 // Service is what a node has to know of a Service. It is immutable once in a Snapshot.

@@ -6,8 +6,8 @@ import (
 	"slices"
 
 	"fairlead.dev/fairlead/api/v1alpha1"
-	"fairlead.dev/fairlead/internal/alloc"
 	"fairlead.dev/fairlead/internal/cloud"
+	"fairlead.dev/fairlead/internal/ipfamily"
 )
 
 // try gives r's Service what it wants, or nothing new. complete says that it has an
@@ -64,7 +64,7 @@ func replaced(addr netip.Addr, by []netip.Addr) bool {
 // dropFamilies frees the addresses of families that the Service has no longer.
 func (l *ledger) dropFamilies(r Request) {
 	for _, addr := range l.owners.Held(r.Owner) {
-		if !slices.Contains(r.Families, alloc.FamilyOf(addr)) {
+		if !slices.Contains(r.Families, ipfamily.Of(addr)) {
 			l.free(addr)
 		}
 	}
@@ -72,12 +72,12 @@ func (l *ledger) dropFamilies(r Request) {
 
 // choose returns the address of family f for r's Service and changes nothing: the one it
 // asks for, the one it has, or the lowest that is free in the first pool that has any.
-func (l *ledger) choose(r Request, f alloc.Family) (netip.Addr, *cloud.Pending) {
+func (l *ledger) choose(r Request, f ipfamily.Family) (netip.Addr, *cloud.Pending) {
 	if addr, ok := r.wanted(f); ok {
 		return addr, nil
 	}
 	for _, addr := range l.owners.Held(r.Owner) {
-		if alloc.FamilyOf(addr) == f && l.mayKeep(r, addr) {
+		if ipfamily.Of(addr) == f && l.mayKeep(r, addr) {
 			return addr, nil
 		}
 	}
@@ -102,7 +102,7 @@ func (l *ledger) mayKeep(r Request, addr netip.Addr) bool {
 }
 
 // candidates returns the pools that r may get a new address of family f from, by name.
-func (l *ledger) candidates(r Request, f alloc.Family) []*pool {
+func (l *ledger) candidates(r Request, f ipfamily.Family) []*pool {
 	var out []*pool
 	for _, p := range l.pools {
 		asked := p.name == r.Pool || r.Pool == "" && p.autoAssign
@@ -113,7 +113,7 @@ func (l *ledger) candidates(r Request, f alloc.Family) []*pool {
 	return out
 }
 
-func (l *ledger) nothing(r Request, f alloc.Family, tried []*pool) *cloud.Pending {
+func (l *ledger) nothing(r Request, f ipfamily.Family, tried []*pool) *cloud.Pending {
 	if len(tried) > 0 {
 		return &cloud.Pending{
 			Reason:  v1alpha1.ReasonPoolExhausted,

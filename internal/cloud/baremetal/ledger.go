@@ -9,6 +9,7 @@ import (
 
 	"fairlead.dev/fairlead/internal/alloc"
 	"fairlead.dev/fairlead/internal/cloud"
+	"fairlead.dev/fairlead/internal/ipfamily"
 )
 
 // ledger knows the pools, who has which address, and who waits. It is pure and not safe
@@ -114,7 +115,7 @@ func (l *ledger) held(r Request) []netip.Addr {
 	all := l.owners.Held(r.Owner)
 	for _, f := range r.Families {
 		for _, addr := range all {
-			if alloc.FamilyOf(addr) == f {
+			if ipfamily.Of(addr) == f {
 				out = append(out, addr)
 			}
 		}
@@ -203,7 +204,7 @@ func (l *ledger) free(addr netip.Addr) {
 
 func (l *ledger) account(addr netip.Addr, n int) {
 	for _, p := range containing(l.pools, addr) {
-		p.assigned[alloc.FamilyOf(addr)] += n
+		p.assigned[ipfamily.Of(addr)] += n
 		l.touched[p.name] = true
 	}
 }

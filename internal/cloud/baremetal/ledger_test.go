@@ -14,7 +14,7 @@ import (
 	"pgregory.net/rapid"
 
 	"fairlead.dev/fairlead/api/v1alpha1"
-	"fairlead.dev/fairlead/internal/alloc"
+	"fairlead.dev/fairlead/internal/ipfamily"
 )
 
 var epoch = time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC)
@@ -31,9 +31,9 @@ func ownerOf(name string) Owner {
 	return Owner{NamespacedName: types.NamespacedName{Namespace: "default", Name: name}, UID: types.UID(name)}
 }
 
-func request(name string, age int, families ...alloc.Family) Request {
+func request(name string, age int, families ...ipfamily.Family) Request {
 	if len(families) == 0 {
-		families = []alloc.Family{alloc.IPv4}
+		families = []ipfamily.Family{ipfamily.IPv4}
 	}
 	return Request{Owner: ownerOf(name), Created: epoch.Add(time.Duration(age) * time.Minute), Families: families}
 }
@@ -62,7 +62,7 @@ func assign(t *testing.T, l *ledger, r Request, want, why string) {
 }
 
 func TestAssign(t *testing.T) {
-	v4, v6 := alloc.IPv4, alloc.IPv6
+	v4, v6 := ipfamily.IPv4, ipfamily.IPv6
 	at := func(r Request, addrs ...string) Request {
 		for _, a := range addrs {
 			r.Addresses = append(r.Addresses, netip.MustParseAddr(a))
@@ -215,8 +215,8 @@ func TestLedgerHasNoDoubleAndNoLeak(t *testing.T) {
 		alive := map[Owner]Request{}
 		service := rapid.Custom(func(t *rapid.T) Request {
 			n := rapid.IntRange(0, 9).Draw(t, "service")
-			r := request(fmt.Sprint("s", n), n, rapid.SampledFrom([][]alloc.Family{
-				{alloc.IPv4}, {alloc.IPv6}, {alloc.IPv4, alloc.IPv6}}).Draw(t, "families")...)
+			r := request(fmt.Sprint("s", n), n, rapid.SampledFrom([][]ipfamily.Family{
+				{ipfamily.IPv4}, {ipfamily.IPv6}, {ipfamily.IPv4, ipfamily.IPv6}}).Draw(t, "families")...)
 			r.Partial = rapid.Bool().Draw(t, "partial")
 			r.Pool = rapid.SampledFrom([]string{"", "", "", "a", "c"}).Draw(t, "pool")
 			return r
@@ -275,7 +275,7 @@ func checkLedger(t *rapid.T, l *ledger, alive map[Owner]Request) {
 		var want [2]int
 		for addr := range l.owners.All {
 			if p.addresses.Contains(addr) {
-				want[alloc.FamilyOf(addr)]++
+				want[ipfamily.Of(addr)]++
 			}
 		}
 		if p.assigned != want {

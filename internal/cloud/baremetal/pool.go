@@ -8,6 +8,7 @@ import (
 
 	"fairlead.dev/fairlead/api/v1alpha1"
 	"fairlead.dev/fairlead/internal/alloc"
+	"fairlead.dev/fairlead/internal/ipfamily"
 )
 
 // pool is an AddressPool as the ledger needs it.
@@ -23,7 +24,7 @@ type pool struct {
 	// are any, nothing new is assigned from here.
 	overlaps []string
 	// assigned counts the addresses of the pool that have an owner.
-	assigned [len(alloc.Families)]int
+	assigned [len(ipfamily.All)]int
 }
 
 // decodePools returns the pools of list by name.
@@ -66,7 +67,7 @@ func decodePool(p *v1alpha1.AddressPool) *pool {
 	}
 }
 
-func (p *pool) has(f alloc.Family) bool { return p.addresses.Count(f) != alloc.Count{} }
+func (p *pool) has(f ipfamily.Family) bool { return p.addresses.Count(f) != alloc.Count{} }
 
 // Report is what there is to say about a pool.
 type Report struct {
@@ -81,15 +82,15 @@ type Report struct {
 
 func (p *pool) report() Report {
 	r := Report{Generation: p.generation, Faults: p.faults, Overlaps: p.overlaps}
-	count := func(f alloc.Family) (capacity, assigned, available int64) {
+	count := func(f ipfamily.Family) (capacity, assigned, available int64) {
 		all := p.addresses.Count(f)
 		if len(p.overlaps) == 0 {
 			available = all.Minus(p.assigned[f]).Int64()
 		}
 		return all.Int64(), int64(p.assigned[f]), available
 	}
-	r.Capacity.IPv4, r.Assigned.IPv4, r.Available.IPv4 = count(alloc.IPv4)
-	r.Capacity.IPv6, r.Assigned.IPv6, r.Available.IPv6 = count(alloc.IPv6)
+	r.Capacity.IPv4, r.Assigned.IPv4, r.Available.IPv4 = count(ipfamily.IPv4)
+	r.Capacity.IPv6, r.Assigned.IPv6, r.Available.IPv6 = count(ipfamily.IPv6)
 	return r
 }
 

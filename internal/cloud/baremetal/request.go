@@ -12,8 +12,8 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 
 	"fairlead.dev/fairlead/api/v1alpha1"
-	"fairlead.dev/fairlead/internal/alloc"
 	"fairlead.dev/fairlead/internal/cloud"
+	"fairlead.dev/fairlead/internal/ipfamily"
 )
 
 // Owner is who has an address: one Service, not its successor of the same name.
@@ -32,7 +32,7 @@ type Request struct {
 	Owner   Owner
 	Created time.Time
 	// Families are those of spec.ipFamilies, in its order.
-	Families []alloc.Family
+	Families []ipfamily.Family
 	// Partial says that some of Families are better than none: PreferDualStack.
 	Partial bool
 	// Addresses are asked for by AddressesFrom, at most one per family; none means any.
@@ -62,9 +62,9 @@ func (r Request) before(other Request) int {
 }
 
 // wanted returns the address of family f that is asked for.
-func (r Request) wanted(f alloc.Family) (netip.Addr, bool) {
+func (r Request) wanted(f ipfamily.Family) (netip.Addr, bool) {
 	for _, a := range r.Addresses {
-		if alloc.FamilyOf(a) == f {
+		if ipfamily.Of(a) == f {
 			return a, true
 		}
 	}
@@ -77,9 +77,9 @@ func Decode(svc *corev1.Service) (Request, *cloud.Pending) {
 	r := Request{Owner: OwnerOf(svc), Created: svc.CreationTimestamp.Time}
 	for _, f := range svc.Spec.IPFamilies {
 		if f == corev1.IPv6Protocol {
-			r.Families = append(r.Families, alloc.IPv6)
+			r.Families = append(r.Families, ipfamily.IPv6)
 		} else {
-			r.Families = append(r.Families, alloc.IPv4)
+			r.Families = append(r.Families, ipfamily.IPv4)
 		}
 	}
 	if p := svc.Spec.IPFamilyPolicy; p != nil {
@@ -142,7 +142,7 @@ func only(what string, asked []ask) (ask, *cloud.Pending) {
 }
 
 // addresses parses the comma list that is asked for by a Service of these families.
-func addresses(list ask, families []alloc.Family) ([]netip.Addr, *cloud.Pending) {
+func addresses(list ask, families []ipfamily.Family) ([]netip.Addr, *cloud.Pending) {
 	if list.value == "" {
 		return nil, nil
 	}
@@ -150,13 +150,13 @@ func addresses(list ask, families []alloc.Family) ([]netip.Addr, *cloud.Pending)
 		return &cloud.Pending{Reason: reason, Message: list.from + ": " + fmt.Sprintf(format, args...)}
 	}
 	var addrs []netip.Addr
-	var seen [len(alloc.Families)]bool
+	var seen [len(ipfamily.All)]bool
 	for s := range strings.SplitSeq(list.value, ",") {
 		a, err := netip.ParseAddr(strings.TrimSpace(s))
 		if err != nil || a.Zone() != "" || a.Is4In6() {
 			return nil, refuse(v1alpha1.ReasonAddressInvalid, "%q is not an IP address", s)
 		}
-		f := alloc.FamilyOf(a)
+		f := ipfamily.Of(a)
 		switch {
 		case seen[f]:
 			return nil, refuse(v1alpha1.ReasonAddressInvalid, "%q has more than one %s address", list.value, f)
