@@ -69,8 +69,10 @@ func Run(ctx context.Context, cfg *v1alpha1.ControllerConfiguration, restConfig 
 	if err := config.WaitForAPIServer(ctx, restConfig, logger); err != nil && ctx.Err() == nil {
 		return err
 	}
-	if ctx.Err() != nil {
+	select {
+	case <-ctx.Done():
 		return nil // told to stop
+	default:
 	}
 	scheme, err := NewScheme()
 	if err != nil {
