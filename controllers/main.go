@@ -2,11 +2,15 @@ package controllers
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"net/http"
 	"os"
+	"sync/atomic"
 
 	"github.com/go-logr/logr"
 	"github.com/spf13/cobra"
+	"golang.org/x/sync/errgroup"
 	"k8s.io/client-go/rest"
 	cloudprovider "k8s.io/cloud-provider"
 	ctrl "sigs.k8s.io/controller-runtime"
@@ -59,13 +63,37 @@ func Command(provider cloudprovider.Interface) *cobra.Command {
 // there yet.
 func Run(ctx context.Context, cfg *v1alpha1.ControllerConfiguration, restConfig *rest.Config,
 	provider cloudprovider.Interface, logger logr.Logger) error {
-	for field, address := range map[string]string{
-		"metrics.bindAddress": cfg.Metrics.BindAddress, "healthProbe.bindAddress": cfg.HealthProbe.BindAddress,
-	} {
-		if err := config.CanListen(ctx, field, address); err != nil {
-			return err
-		}
+	if err := config.CanListen(ctx, "metrics.bindAddress", cfg.Metrics.BindAddress); err != nil {
+		return err
 	}
+	// Health is served from the start: a process that waits for its API server is well,
+	// and killing it helps nobody.
+	var ready atomic.Bool
+	group, ctx := errgroup.WithContext(ctx)
+	if err := config.Serve(ctx, group, "healthProbe.bindAddress", cfg.HealthProbe.BindAddress, probes(&ready)); err != nil {
+		return err
+	}
+	group.Go(func() error { return manage(ctx, cfg, restConfig, provider, logger, &ready) })
+	return group.Wait()
+}
+
+// probes serves /healthz, which answers while the process runs, and /readyz, which
+// answers once the controllers are set up.
+func probes(ready *atomic.Bool) http.Handler {
+	mux := http.NewServeMux()
+	mux.Handle("/healthz", healthz.CheckHandler{Checker: healthz.Ping})
+	mux.Handle("/readyz", healthz.CheckHandler{Checker: func(*http.Request) error {
+		if !ready.Load() {
+			return errors.New("the controllers are not set up yet")
+		}
+		return nil
+	}})
+	return mux
+}
+
+// manage sets up the controllers once the API server answers, and runs them.
+func manage(ctx context.Context, cfg *v1alpha1.ControllerConfiguration, restConfig *rest.Config,
+	provider cloudprovider.Interface, logger logr.Logger, ready *atomic.Bool) error {
 	if err := config.WaitForAPIServer(ctx, restConfig, logger); err != nil && ctx.Err() == nil {
 		return err
 	}
@@ -82,7 +110,7 @@ func Run(ctx context.Context, cfg *v1alpha1.ControllerConfiguration, restConfig 
 		Scheme:                        scheme,
 		Logger:                        logger,
 		Metrics:                       metricsserver.Options{BindAddress: cfg.Metrics.BindAddress},
-		HealthProbeBindAddress:        cfg.HealthProbe.BindAddress,
+		HealthProbeBindAddress:        "0", // ours are there already
 		LeaderElection:                cfg.LeaderElection.Enabled,
 		LeaderElectionID:              leaderElectionID,
 		LeaderElectionNamespace:       leaseNamespace(cfg),
@@ -91,15 +119,10 @@ func Run(ctx context.Context, cfg *v1alpha1.ControllerConfiguration, restConfig 
 	if err != nil {
 		return fmt.Errorf("building the controller manager: %w", err)
 	}
-	if err := mgr.AddHealthzCheck("ping", healthz.Ping); err != nil {
-		return err
-	}
-	if err := mgr.AddReadyzCheck("ping", healthz.Ping); err != nil {
-		return err
-	}
 	if err := Setup(mgr, cfg, provider); err != nil {
 		return err
 	}
+	ready.Store(true)
 	return mgr.Start(ctx)
 }
 

@@ -5,7 +5,6 @@ import (
 	"errors"
 	goflag "flag"
 	"fmt"
-	"net"
 	"net/url"
 	"os"
 	"time"
@@ -105,19 +104,6 @@ func WaitForAPIServer(ctx context.Context, cfg *rest.Config, logger logr.Logger)
 		}
 		return false, nil
 	})
-}
-
-// CanListen returns an error that names field where nothing can listen on address now;
-// "0" is off. It is for servers of libraries that name no field.
-func CanListen(ctx context.Context, field, address string) error {
-	if address == "0" {
-		return nil
-	}
-	listener, err := new(net.ListenConfig).Listen(ctx, "tcp", address)
-	if err != nil {
-		return fmt.Errorf("%s %q: %w", field, address, err)
-	}
-	return listener.Close()
 }
 
 func rootCause(err error) string {

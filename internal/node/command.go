@@ -4,14 +4,10 @@ package node
 
 import (
 	"context"
-	"errors"
 	"fmt"
-	"net"
-	"net/http"
 	"net/netip"
 	"os"
 	"strings"
-	"time"
 
 	"github.com/go-logr/logr"
 	"github.com/spf13/cobra"
@@ -25,9 +21,6 @@ import (
 	"fairlead.dev/fairlead/internal/dataplane"
 	"fairlead.dev/fairlead/internal/service"
 )
-
-// shutdownTimeout is how long requests for health and metrics may take to end.
-const shutdownTimeout = 2 * time.Second
 
 // Command returns the subcommand `node`.
 func Command() *cobra.Command {
@@ -100,10 +93,10 @@ func Run(ctx context.Context, cfg *v1alpha1.NodeConfiguration, restConfig *rest.
 		logger:  logger,
 	}
 	group, ctx := errgroup.WithContext(ctx)
-	if err := serve(ctx, group, "healthz.bindAddress", cfg.Healthz.BindAddress, a.health.handler()); err != nil {
+	if err := config.Serve(ctx, group, "healthz.bindAddress", cfg.Healthz.BindAddress, a.health.handler()); err != nil {
 		return err
 	}
-	if err := serve(ctx, group, "metrics.bindAddress", cfg.Metrics.BindAddress, a.metrics.handler()); err != nil {
+	if err := config.Serve(ctx, group, "metrics.bindAddress", cfg.Metrics.BindAddress, a.metrics.handler()); err != nil {
 		return err
 	}
 	group.Go(func() error {
@@ -118,32 +111,6 @@ func Run(ctx context.Context, cfg *v1alpha1.NodeConfiguration, restConfig *rest.
 		return nil
 	})
 	return group.Wait()
-}
-
-// serve listens on address until ctx ends; "0" is off. An address that cannot be had is
-// an error that names the field.
-func serve(ctx context.Context, group *errgroup.Group, field, address string, handler http.Handler) error {
-	if address == "0" {
-		return nil
-	}
-	listener, err := new(net.ListenConfig).Listen(ctx, "tcp", address)
-	if err != nil {
-		return fmt.Errorf("%s %q: %w", field, address, err)
-	}
-	server := &http.Server{Handler: handler, ReadHeaderTimeout: shutdownTimeout}
-	group.Go(func() error {
-		if err := server.Serve(listener); !errors.Is(err, http.ErrServerClosed) {
-			return fmt.Errorf("serving %s %q: %w", field, address, err)
-		}
-		return nil
-	})
-	group.Go(func() error {
-		<-ctx.Done()
-		end, cancel := context.WithTimeout(context.WithoutCancel(ctx), shutdownTimeout)
-		defer cancel()
-		return server.Shutdown(end)
-	})
-	return nil
 }
 
 func nodePortCIDRs(addresses []string) []netip.Prefix {

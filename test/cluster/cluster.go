@@ -67,7 +67,6 @@ func New(t testing.TB) *Cluster {
 	}
 	env := &envtest.Environment{
 		BinaryAssetsDirectory: assets,
-		CRDDirectoryPaths:     []string{filepath.Join("..", "..", "config", "crd", "bases")},
 	}
 	server := env.ControlPlane.GetAPIServer()
 	server.Address, server.Port = lab.Gateway().IPv4.String(), "6443"
@@ -84,6 +83,15 @@ func New(t testing.TB) *Cluster {
 	c.env = env
 	c.Kubeconfig = c.KubeconfigOf(t, envtest.User{Name: "e2e", Groups: []string{"system:masters"}})
 	return c
+}
+
+// InstallCRDs installs ours.
+func (c *Cluster) InstallCRDs(t testing.TB) {
+	t.Helper()
+	_, err := envtest.InstallCRDs(c.Config, envtest.CRDInstallOptions{
+		Paths: []string{filepath.Join("..", "..", "config", "crd", "bases")}, ErrorIfPathMissing: true,
+	})
+	must(t, err)
 }
 
 // KubeconfigOf returns the path of a kubeconfig of a user, who may do what RBAC says.

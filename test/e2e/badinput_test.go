@@ -81,5 +81,14 @@ func TestBadInput(t *testing.T) {
 		p.Says("API server unreachable, will keep trying")
 		p.Says("127.0.0.1:1")
 		p.Says("connection refused")
+		// A probe must not have it killed for that, nor send it to work.
+		for path, want := range map[string]string{"healthz": "200", "readyz": "500"} {
+			ctx, cancel := timeout()
+			defer cancel()
+			out, err := host.Output(ctx, "curl", "-s", "-o", "/dev/null", "-w", "%{http_code}", "http://127.0.0.1:8081/"+path)
+			if err != nil || string(out) != want {
+				t.Errorf("/%s: %v, status %s, want %s", path, err, out, want)
+			}
+		}
 	})
 }

@@ -20,11 +20,6 @@ import (
 func TestController(t *testing.T) {
 	c := cluster.New(t)
 	c.AddNode(t, "node1")
-	pools := poolClient(t, c)
-	must(t, pools.Create(t.Context(), &fairleadv1alpha1.AddressPool{
-		ObjectMeta: metav1.ObjectMeta{Name: "lan"},
-		Spec:       fairleadv1alpha1.AddressPoolSpec{Addresses: []fairleadv1alpha1.AddressRange{"172.18.0.200-172.18.0.210"}},
-	}))
 	addPod(t, c, "web-1", "10.244.1.2")
 	svc := &corev1.Service{
 		ObjectMeta: metav1.ObjectMeta{Name: "web"},
@@ -37,7 +32,7 @@ func TestController(t *testing.T) {
 	host := c.Lab.Gateway()
 	run := func() *cluster.Process { return c.Start(t, host, "controller", "--kubeconfig", c.Kubeconfig) }
 	controller := run()
-	wantIngress(t, c, "web", "172.18.0.200")
+	// Endpoints do not wait for the CRD of the pools.
 	cluster.Eventually(t, func() error {
 		slices, err := c.Client.DiscoveryV1().EndpointSlices("default").List(t.Context(), metav1.ListOptions{
 			LabelSelector: discoveryv1.LabelServiceName + "=web",
@@ -47,6 +42,14 @@ func TestController(t *testing.T) {
 		}
 		return nil
 	})
+	controller.Says("CRD addresspools.fairlead.dev is not installed")
+	c.InstallCRDs(t)
+	pools := poolClient(t, c)
+	must(t, pools.Create(t.Context(), &fairleadv1alpha1.AddressPool{
+		ObjectMeta: metav1.ObjectMeta{Name: "lan"},
+		Spec:       fairleadv1alpha1.AddressPoolSpec{Addresses: []fairleadv1alpha1.AddressRange{"172.18.0.200-172.18.0.210"}},
+	}))
+	wantIngress(t, c, "web", "172.18.0.200")
 
 	second := run()
 	if code := second.Wait(); code != 1 {
