@@ -8,8 +8,10 @@ import (
 	"slices"
 
 	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/types"
 	toolscache "k8s.io/client-go/tools/cache"
+	servicehelper "k8s.io/cloud-provider/service/helpers"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/log"
 
@@ -69,29 +71,42 @@ func (p *Provider) listPools(ctx context.Context) ([]*pool, error) {
 	return decodePools(list.Items), nil
 }
 
-// survey returns what Services have and what they want. Of two that have the same
-// address the older comes first, because it had it first.
+// survey returns what Services have and what they want. Of two that have the same address
+// one in use comes before a leftover, whose address may have been freed and given to the
+// other since, and then the older before the younger, because it had it first.
 func (p *Provider) survey(services []corev1.Service) (holdings []holding, requests []Request) {
 	byAge := slices.Clone(services)
 	slices.SortFunc(byAge, func(a, b corev1.Service) int {
 		return cmp.Or(a.CreationTimestamp.Compare(b.CreationTimestamp.Time),
 			cmp.Compare(a.Namespace, b.Namespace), cmp.Compare(a.Name, b.Name))
 	})
+	var leftovers []holding
 	for i := range byAge {
 		svc := &byAge[i]
-		if !p.holds(svc) {
+		if !p.holds(svc) || released(svc) {
 			continue
+		}
+		used := p.wants(svc) && svc.DeletionTimestamp.IsZero()
+		to := &leftovers
+		if used {
+			to = &holdings
 		}
 		for _, ingress := range svc.Status.LoadBalancer.Ingress {
 			if addr, err := netip.ParseAddr(ingress.IP); err == nil {
-				holdings = append(holdings, holding{addr: addr, owner: OwnerOf(svc)})
+				*to = append(*to, holding{addr: addr, owner: OwnerOf(svc)})
 			}
 		}
-		if request, pending := Decode(svc); pending == nil && p.wants(svc) && svc.DeletionTimestamp.IsZero() {
+		if request, pending := Decode(svc); pending == nil && used {
 			requests = append(requests, request)
 		}
 	}
-	return holdings, requests
+	return append(holdings, leftovers...), requests
+}
+
+// released says whether the addresses of svc were freed while somebody else's finalizer
+// keeps it: what its status shows may be another's by now.
+func released(svc *corev1.Service) bool {
+	return !svc.DeletionTimestamp.IsZero() && !servicehelper.HasLBFinalizer(svc)
 }
 
 // poolHandler lists all pools again after each change of one: overlaps concern several,
@@ -127,7 +142,14 @@ func (p *Provider) poolHandler(ctx context.Context) toolscache.ResourceEventHand
 // was ensured for it. All others are released by EnsureLoadBalancerDeleted.
 func (p *Provider) serviceHandler(ctx context.Context) toolscache.ResourceEventHandler {
 	release := func(svc *corev1.Service) {
-		if err := p.change(func(l *ledger) { l.release(OwnerOf(svc)) }); err != nil {
+		err := p.change(func(l *ledger) {
+			// Under the lock, because an event tells what was: the Service may have come
+			// back since and have been given its addresses again.
+			if p.without(ctx, svc) {
+				l.release(OwnerOf(svc))
+			}
+		})
+		if err != nil {
 			log.FromContext(ctx).V(1).Info("Could not release the addresses of a Service", "reason", err.Error())
 		}
 	}
@@ -148,4 +170,16 @@ func (p *Provider) serviceHandler(ctx context.Context) toolscache.ResourceEventH
 			}
 		},
 	}
+}
+
+// without says whether svc is gone, replaced by another of its name, or no longer ours. It
+// says no where the cache cannot tell: EnsureLoadBalancerDeleted comes in any case that
+// the controller has heard of.
+func (p *Provider) without(ctx context.Context, svc *corev1.Service) bool {
+	now := &corev1.Service{}
+	err := p.cache.Get(ctx, client.ObjectKeyFromObject(svc), now)
+	if err != nil {
+		return apierrors.IsNotFound(err)
+	}
+	return now.UID != svc.UID || !p.holds(now)
 }
