@@ -1,13 +1,10 @@
 package controllers
 
 import (
-	"errors"
-	"fmt"
 	"sync"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"k8s.io/apimachinery/pkg/types"
-	"sigs.k8s.io/controller-runtime/pkg/metrics"
 
 	"fairlead.dev/fairlead/internal/endpointslice"
 )
@@ -31,15 +28,8 @@ var (
 	}, []string{"operation"})
 )
 
-// registerEndpointSliceMetrics may be called by several managers in one process.
 func registerEndpointSliceMetrics() error {
-	for _, collector := range []prometheus.Collector{endpointSliceChanges, endpointSliceSyncDuration, endpointSliceDifferences} {
-		var already prometheus.AlreadyRegisteredError
-		if err := metrics.Registry.Register(collector); err != nil && !errors.As(err, &already) {
-			return fmt.Errorf("registering the EndpointSlice metrics: %w", err)
-		}
-	}
-	return nil
+	return registerMetrics(endpointSliceChanges, endpointSliceSyncDuration, endpointSliceDifferences)
 }
 
 // sliceDifferences sums over Services what would be written. The zero value is ready.

@@ -118,6 +118,3 @@ func (a *Allocator[O]) All(yield func(netip.Addr, O) bool) {
 		}
 	}
 }
-
-// Free returns how many addresses of family f have no owner.
-func (a *Allocator[O]) Free(f ipfamily.Family) Count { return a.free.Count(f) }

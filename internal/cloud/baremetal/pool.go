@@ -115,6 +115,3 @@ func poolNames(pools []*pool) string {
 	}
 	return names(all)
 }
-
-// Describe returns the report of p alone, with nothing assigned.
-func Describe(p *v1alpha1.AddressPool) Report { return decodePool(p).report() }
