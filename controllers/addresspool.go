@@ -76,10 +76,7 @@ func (r *AddressPoolReconciler) Reconcile(ctx context.Context, req ctrl.Request)
 	if equality.Semantic.DeepEqual(before.Status, pool.Status) {
 		return ctrl.Result{}, nil
 	}
-	if err := r.Client.Status().Patch(ctx, &pool, optimistic(before)); err != nil {
-		return outcome(err)
-	}
-	return ctrl.Result{}, nil
+	return outcome(writing("patching the status", r.Client.Status().Patch(ctx, &pool, optimistic(before))))
 }
 
 // describe writes report into the status of pool, in memory.

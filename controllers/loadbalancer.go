@@ -10,6 +10,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/tools/events"
 	cloudprovider "k8s.io/cloud-provider"
 	cloudapi "k8s.io/cloud-provider/api"
@@ -18,7 +19,6 @@ import (
 	ctrl "sigs.k8s.io/controller-runtime"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/controller/controllerutil"
-	"sigs.k8s.io/controller-runtime/pkg/log"
 
 	fairleadv1alpha1 "fairlead.dev/fairlead/api/v1alpha1"
 	"fairlead.dev/fairlead/internal/cloud"
@@ -42,7 +42,8 @@ const (
 // LoadBalancerReconciler gives Services of type LoadBalancer what a cloud provider has for
 // them, and takes it back when they want it no longer.
 type LoadBalancerReconciler struct {
-	Client   client.Client
+	Client client.Client
+	// Balancer is the provider's. SetupWithManager takes it when the provider has started.
 	Balancer cloudprovider.LoadBalancer
 	Events   events.EventRecorder
 	// Provider is the name of the provider. It is written to the Services it serves,
@@ -75,13 +76,37 @@ func (r *LoadBalancerReconciler) Reconcile(ctx context.Context, req ctrl.Request
 	}
 	switch {
 	case gone:
-		return ctrl.Result{}, nil
-	case r.wants(svc) && svc.DeletionTimestamp.IsZero():
-		return outcome(r.ensure(ctx, svc))
+	case r.active(svc):
+		if err := r.ensure(ctx, svc); err != nil {
+			return outcome(err)
+		}
+		return r.catchUp(ctx, req.NamespacedName)
 	case r.holds(svc):
 		return outcome(r.release(ctx, svc))
 	}
+	r.memory.forget(req.NamespacedName) // what the provider said about it since
 	return ctrl.Result{}, nil
+}
+
+// writeError is the error of a patch of ours. Only there does the status of an API error
+// speak of the Service at hand: a provider's NotFound may be about anything.
+type writeError struct {
+	what string
+	err  error
+}
+
+// Error implements error.
+func (e *writeError) Error() string { return e.what + ": " + e.err.Error() }
+
+// Unwrap returns the API server's answer.
+func (e *writeError) Unwrap() error { return e.err }
+
+// writing says what was written where err is not nil.
+func writing(what string, err error) error {
+	if err == nil {
+		return nil
+	}
+	return &writeError{what, err}
 }
 
 // outcome turns the error of a reconciliation into when to try again: after the delay
@@ -89,12 +114,15 @@ func (r *LoadBalancerReconciler) Reconcile(ctx context.Context, req ctrl.Request
 // limiter says.
 func outcome(err error) (ctrl.Result, error) {
 	var retry *cloudapi.RetryError
+	var write *writeError
 	switch {
 	case errors.As(err, &retry) && retry.RetryAfter() > 0:
 		return ctrl.Result{RequeueAfter: retry.RetryAfter()}, nil
-	case apierrors.IsConflict(err):
+	case !errors.As(err, &write):
+		return ctrl.Result{}, err
+	case apierrors.IsConflict(write.err):
 		return ctrl.Result{RequeueAfter: conflictDelay}, nil
-	case apierrors.IsNotFound(err):
+	case apierrors.IsNotFound(write.err):
 		return ctrl.Result{}, nil // it went meanwhile; its event brings us back
 	}
 	return ctrl.Result{}, err
@@ -110,6 +138,11 @@ func ignoreElsewhere(err error) error {
 // wants says whether svc is one for our provider, deleted or not.
 func (r *LoadBalancerReconciler) wants(svc *corev1.Service) bool {
 	return wantsLoadBalancer(svc, r.Class, r.Default)
+}
+
+// active says whether svc is to be served now.
+func (r *LoadBalancerReconciler) active(svc *corev1.Service) bool {
+	return r.wants(svc) && svc.DeletionTimestamp.IsZero()
 }
 
 func wantsLoadBalancer(svc *corev1.Service, class string, byDefault bool) bool {
@@ -160,9 +193,25 @@ func (r *LoadBalancerReconciler) ensure(ctx context.Context, svc *corev1.Service
 	if last.elsewhere {
 		return err
 	}
-	published, publishErr := r.publish(ctx, svc, last)
-	r.memory.set(key, published)
+	publishErr := r.publish(ctx, svc, last)
+	if publishErr == nil {
+		last.announce, last.published = false, true
+		r.memory.set(key, last)
+	}
 	return errors.Join(err, publishErr)
+}
+
+// catchUp brings a Service back whose ensure took longer than the nodes kept still: the
+// first time nodeHandler did not know it yet.
+func (r *LoadBalancerReconciler) catchUp(ctx context.Context, key types.NamespacedName) (ctrl.Result, error) {
+	now, err := r.nodes.get(ctx, r.Client)
+	if err != nil {
+		return ctrl.Result{}, err
+	}
+	if last, ok := r.memory.get(key); ok && !last.elsewhere && last.nodes != now.key {
+		return ctrl.Result{RequeueAfter: nodeBatch}, nil
+	}
+	return ctrl.Result{}, nil
 }
 
 // claim marks svc as ours before anything is made for it, so that it cannot go without us.
@@ -174,10 +223,7 @@ func (r *LoadBalancerReconciler) claim(ctx context.Context, svc *corev1.Service)
 	}
 	metav1.SetMetaDataAnnotation(&svc.ObjectMeta, fairleadv1alpha1.AnnotationProvider, r.Provider)
 	metav1.SetMetaDataAnnotation(&svc.ObjectMeta, fairleadv1alpha1.AnnotationProviderClass, r.Class)
-	if err := r.Client.Patch(ctx, svc, optimistic(before)); err != nil {
-		return fmt.Errorf("adding the cleanup finalizer: %w", err)
-	}
-	return nil
+	return writing("adding the cleanup finalizer", r.Client.Patch(ctx, svc, optimistic(before)))
 }
 
 // optimistic patches what differs from before, unless somebody else wrote since: lists
@@ -249,36 +295,6 @@ func (r *LoadBalancerReconciler) update(ctx context.Context, last provided, node
 	}
 	last.nodes, last.failure = nodes.key, ""
 	return last, nil
-}
-
-// release deletes what the provider has for svc, and all that we wrote to svc.
-func (r *LoadBalancerReconciler) release(ctx context.Context, svc *corev1.Service) error {
-	had := assigned(svc)
-	if had == nil || had.Reason != fairleadv1alpha1.ReasonDeleteLoadBalancerFailed {
-		r.event(svc, eventDeleting)
-	}
-	err := r.Balancer.EnsureLoadBalancerDeleted(ctx, clusterName, svc.DeepCopy())
-	if ignoreElsewhere(err) != nil {
-		_, publishErr := r.publish(ctx, svc, provided{
-			ingress:   svc.Status.LoadBalancer.Ingress,
-			condition: notAssigned(fairleadv1alpha1.ReasonDeleteLoadBalancerFailed, err.Error()),
-		})
-		return errors.Join(fmt.Errorf("deleting the load balancer: %w", err), publishErr)
-	}
-	r.memory.forget(client.ObjectKeyFromObject(svc))
-	if err := r.unpublish(ctx, svc, err == nil); err != nil {
-		return err
-	}
-	before := svc.DeepCopy()
-	controllerutil.RemoveFinalizer(svc, servicehelper.LoadBalancerCleanupFinalizer)
-	delete(svc.Annotations, fairleadv1alpha1.AnnotationProvider)
-	delete(svc.Annotations, fairleadv1alpha1.AnnotationProviderClass)
-	if err := r.Client.Patch(ctx, svc, optimistic(before)); err != nil {
-		return fmt.Errorf("removing the cleanup finalizer: %w", err)
-	}
-	r.event(svc, eventDeleted)
-	log.FromContext(ctx).Info("Deleted load balancer")
-	return nil
 }
 
 // withIPMode fills in the default of the API, so that what is compared is complete.

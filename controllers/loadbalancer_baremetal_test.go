@@ -7,9 +7,24 @@ import (
 	apimeta "k8s.io/apimachinery/pkg/api/meta"
 	"k8s.io/utils/ptr"
 	"sigs.k8s.io/controller-runtime/pkg/client"
+	"sigs.k8s.io/controller-runtime/pkg/metrics"
 
 	"fairlead.dev/fairlead/api/v1alpha1"
 )
+
+// statusRepairs reads the metric as a scrape does.
+func statusRepairs() float64 {
+	GinkgoHelper()
+	families, err := metrics.Registry.Gather()
+	Expect(err).NotTo(HaveOccurred())
+	for _, f := range families {
+		if f.GetName() == "fairlead_loadbalancer_status_repairs_total" {
+			return f.GetMetric()[0].GetCounter().GetValue()
+		}
+	}
+	Fail("there is no such metric")
+	return 0
+}
 
 var _ = Describe("Bare-metal LoadBalancer", Ordered, func() {
 	var e *lbEnv
@@ -166,11 +181,12 @@ var _ = Describe("Bare-metal LoadBalancer", Ordered, func() {
 		svc := e.service(ctx, "drift")
 		Eventually(ctx, e.told(ctx, svc)).Should(HavePrefix("True"))
 		got := e.fetch(ctx, svc)
-		before := got.DeepCopy()
+		before, repairs := got.DeepCopy(), statusRepairs()
 		got.Status.LoadBalancer.Ingress = []corev1.LoadBalancerIngress{{IP: "203.0.113.1"}}
 		Expect(k8s.Status().Patch(ctx, got, client.MergeFrom(before))).To(Succeed())
 		Eventually(ctx, e.ips(ctx, svc)).Should(Equal([]string{"198.51.100.80"}))
 		Consistently(ctx, e.ips(ctx, svc), "200ms").Should(Equal([]string{"198.51.100.80"}))
+		Expect(statusRepairs() - repairs).To(BeEquivalentTo(1))
 	})
 
 	It("assigns from a pool without autoAssign only on request", SpecTimeout(patience), func(ctx SpecContext) {

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"net"
-	"slices"
 	"sync"
 	"time"
 
@@ -18,6 +17,7 @@ import (
 	fakecloud "k8s.io/cloud-provider/fake"
 	ctrl "sigs.k8s.io/controller-runtime"
 	"sigs.k8s.io/controller-runtime/pkg/client"
+	ctrlconfig "sigs.k8s.io/controller-runtime/pkg/config"
 	metricsserver "sigs.k8s.io/controller-runtime/pkg/metrics/server"
 
 	configv1alpha1 "fairlead.dev/fairlead/api/config/v1alpha1"
@@ -30,9 +30,11 @@ type scripted struct {
 	*fakecloud.Cloud
 	mu              sync.Mutex
 	ensure, destroy error
+	update          error
 	ensures         int
-	hosts           [][]string // node names, one entry per UpdateLoadBalancer
-	destroyed       []string   // UIDs
+	hosts           map[string][]string       // node names by Service, of its last UpdateLoadBalancer
+	destroyed       []string                  // UIDs
+	during          func(svc *corev1.Service) // called within EnsureLoadBalancer
 }
 
 func (s *scripted) LoadBalancer() (cloudprovider.LoadBalancer, bool) { return s, true }
@@ -44,6 +46,11 @@ func (s *scripted) set(f func()) {
 }
 
 func (s *scripted) EnsureLoadBalancer(ctx context.Context, cluster string, svc *corev1.Service, nodes []*corev1.Node) (*corev1.LoadBalancerStatus, error) {
+	var during func(*corev1.Service)
+	s.set(func() { during = s.during })
+	if during != nil {
+		during(svc)
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.ensures++
@@ -53,15 +60,23 @@ func (s *scripted) EnsureLoadBalancer(ctx context.Context, cluster string, svc *
 	return s.Cloud.EnsureLoadBalancer(ctx, cluster, svc, nodes)
 }
 
-func (s *scripted) UpdateLoadBalancer(_ context.Context, _ string, _ *corev1.Service, nodes []*corev1.Node) error {
+func (s *scripted) UpdateLoadBalancer(_ context.Context, _ string, svc *corev1.Service, nodes []*corev1.Node) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	names := []string{}
 	for _, n := range nodes {
 		names = append(names, n.Name)
 	}
-	s.hosts = append(s.hosts, names)
-	return nil
+	s.hosts[svc.Name] = names
+	return s.update
+}
+
+// told returns a poll for the nodes that svc was last updated with.
+func (s *scripted) told(svc *corev1.Service) func() []string {
+	return func() (names []string) {
+		s.set(func() { names = s.hosts[svc.Name] })
+		return names
+	}
 }
 
 func (s *scripted) EnsureLoadBalancerDeleted(_ context.Context, _ string, svc *corev1.Service) error {
@@ -73,8 +88,23 @@ func (s *scripted) EnsureLoadBalancerDeleted(_ context.Context, _ string, svc *c
 	return s.destroy
 }
 
+// addNode makes a Node, ready but for what edit says, that is gone after the current spec.
+func addNode(ctx context.Context, name string, edit ...func(*corev1.Node)) {
+	GinkgoHelper()
+	node := &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: name, Labels: map[string]string{}}}
+	node.Status.Conditions = []corev1.NodeCondition{{Type: corev1.NodeReady, Status: corev1.ConditionTrue}}
+	for _, f := range edit {
+		f(node)
+	}
+	status := node.Status
+	Expect(k8s.Create(ctx, node)).To(Succeed())
+	DeferCleanup(func(ctx SpecContext) { Expect(k8s.Delete(ctx, node)).To(Succeed()) })
+	node.Status = status
+	Expect(k8s.Status().Update(ctx, node)).To(Succeed())
+}
+
 func newScripted() *scripted {
-	return &scripted{Cloud: &fakecloud.Cloud{ExternalIP: net.ParseIP("203.0.113.7")}}
+	return &scripted{hosts: map[string][]string{}, Cloud: &fakecloud.Cloud{ExternalIP: net.ParseIP("203.0.113.7")}}
 }
 
 var _ = Describe("Hosting a cloud provider", Ordered, func() {
@@ -141,30 +171,14 @@ var _ = Describe("Hosting a cloud provider", Ordered, func() {
 	It("tells the provider which nodes there are", SpecTimeout(patience), func(ctx SpecContext) {
 		svc := e.service(ctx, "nodes")
 		Eventually(ctx, e.told(ctx, svc)).Should(HavePrefix("True"))
-		for _, name := range []string{"lb-ready", "lb-excluded", "lb-leaving", "lb-broken"} {
-			node := &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: name, Labels: map[string]string{}}}
-			switch name {
-			case "lb-excluded":
-				node.Labels[corev1.LabelNodeExcludeBalancers] = ""
-			case "lb-leaving":
-				node.Spec.Taints = []corev1.Taint{{Key: "ToBeDeletedByClusterAutoscaler", Effect: "NoSchedule"}}
-			}
-			Expect(k8s.Create(ctx, node)).To(Succeed())
-			DeferCleanup(func(ctx SpecContext) { Expect(k8s.Delete(ctx, node)).To(Succeed()) })
-			if name != "lb-broken" {
-				node.Status.Conditions = []corev1.NodeCondition{{Type: corev1.NodeReady, Status: corev1.ConditionTrue}}
-				Expect(k8s.Status().Update(ctx, node)).To(Succeed())
-			}
-		}
-		Eventually(ctx, func() (told bool) {
-			cloud.set(func() {
-				told = slices.ContainsFunc(cloud.hosts, func(h []string) bool {
-					return slices.Contains(h, "lb-ready") && !slices.Contains(h, "lb-excluded") &&
-						!slices.Contains(h, "lb-leaving") && !slices.Contains(h, "lb-broken")
-				})
-			})
-			return told
-		}).Should(BeTrue())
+		addNode(ctx, "lb-excluded", func(n *corev1.Node) { n.Labels[corev1.LabelNodeExcludeBalancers] = "" })
+		addNode(ctx, "lb-leaving", func(n *corev1.Node) {
+			n.Spec.Taints = []corev1.Taint{{Key: "ToBeDeletedByClusterAutoscaler", Effect: "NoSchedule"}}
+		})
+		addNode(ctx, "lb-broken", func(n *corev1.Node) { n.Status.Conditions = nil })
+		addNode(ctx, "lb-ready") // the last: whoever knows it knows the others too
+		Eventually(ctx, cloud.told(svc)).Should(ContainElement("lb-ready"))
+		Expect(cloud.told(svc)()).To(ConsistOf("lb-ready"))
 		Eventually(ctx, e.events(ctx, svc)).Should(ContainElement("UpdatedLoadBalancer"))
 	})
 
@@ -201,23 +215,30 @@ var _ = Describe("Hosting a cloud provider", Ordered, func() {
 })
 
 var _ = Describe("Setup of the LoadBalancer lifecycle", func() {
-	setup := func(name string, provider cloudprovider.Interface) error {
+	setup := func(name string, provider cloudprovider.Interface) (ctrl.Manager, error) {
 		scheme, err := controllers.NewScheme()
 		Expect(err).NotTo(HaveOccurred())
-		mgr, err := ctrl.NewManager(restConfig, ctrl.Options{Scheme: scheme, Metrics: metricsserver.Options{BindAddress: "0"}})
+		mgr, err := ctrl.NewManager(restConfig, ctrl.Options{
+			Scheme: scheme, Metrics: metricsserver.Options{BindAddress: "0"},
+			Controller: ctrlconfig.Controller{SkipNameValidation: new(true)},
+		})
 		Expect(err).NotTo(HaveOccurred())
-		return controllers.Setup(mgr, &configv1alpha1.ControllerConfiguration{
+		return mgr, controllers.Setup(mgr, &configv1alpha1.ControllerConfiguration{
 			Endpoints:    configv1alpha1.Endpoints{Mode: configv1alpha1.EndpointsOff},
 			LoadBalancer: configv1alpha1.LoadBalancer{Provider: name, Class: "test.fairlead.dev/setup"},
 		}, provider)
 	}
 	It("refuses a provider that nobody registered", func() {
-		Expect(setup("nimbus", nil)).To(MatchError(`loadBalancer.provider: "nimbus" is no registered cloud provider; known are: baremetal`))
+		_, err := setup("nimbus", nil)
+		Expect(err).To(MatchError(`loadBalancer.provider: "nimbus" is no registered cloud provider; known are: baremetal`))
 	})
-	It("refuses a provider without load balancers", func() {
-		Expect(setup("any", &fakecloud.Cloud{DisableLoadBalancers: true})).To(MatchError(`the cloud provider "fake" has no load balancers`))
+	It("refuses a provider without load balancers", SpecTimeout(patience), func(ctx SpecContext) {
+		mgr, err := setup("any", &fakecloud.Cloud{DisableLoadBalancers: true})
+		Expect(err).NotTo(HaveOccurred())
+		Expect(mgr.Start(ctx)).To(MatchError(ContainSubstring(`the cloud provider "fake" has no load balancers`)))
 	})
 	It("is off without a name", func() {
-		Expect(setup("", &fakecloud.Cloud{DisableLoadBalancers: true})).To(Succeed())
+		_, err := setup("", &fakecloud.Cloud{DisableLoadBalancers: true})
+		Expect(err).NotTo(HaveOccurred())
 	})
 })

@@ -29,6 +29,16 @@ type provided struct {
 	failure   string // of the last UpdateLoadBalancer
 }
 
+// shown returns the condition to publish. The load balancer of an update that failed is
+// still there, so that the condition keeps its status.
+func (p *provided) shown() metav1.Condition {
+	c := p.condition
+	if p.failure != "" {
+		c.Message += "; updating its nodes failed: " + p.failure
+	}
+	return c
+}
+
 // sameDemand says whether the two are the same Service and ask for the same. All of the
 // spec counts, and metadata but for what controllers write: providers read it all.
 func sameDemand(a, b *corev1.Service) bool {
@@ -81,6 +91,20 @@ func (m *memory) forget(key types.NamespacedName) {
 	defer m.mu.Unlock()
 	delete(m.provided, key)
 	delete(m.again, key)
+}
+
+// disown notes that what was provided is being deleted, so that it has to be ensured again
+// if the Service wants it back before all is done. It returns whether the provider left
+// the Service to another controller.
+func (m *memory) disown(key types.NamespacedName) (elsewhere bool) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	p, ok := m.provided[key]
+	if ok {
+		p.settled, p.published, p.announce = false, false, true
+		m.provided[key] = p
+	}
+	return p.elsewhere
 }
 
 func (m *memory) keys() []types.NamespacedName {

@@ -13,6 +13,7 @@ import (
 	servicehelper "k8s.io/cloud-provider/service/helpers"
 	ctrl "sigs.k8s.io/controller-runtime"
 	"sigs.k8s.io/controller-runtime/pkg/builder"
+	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/controller"
 	"sigs.k8s.io/controller-runtime/pkg/event"
 	"sigs.k8s.io/controller-runtime/pkg/predicate"
@@ -48,12 +49,8 @@ func setupLoadBalancer(mgr ctrl.Manager, cfg v1alpha1.LoadBalancer, provider clo
 			return err
 		}
 	}
-	balancer, err := cloud.LoadBalancer(provider)
-	if err != nil {
-		return err
-	}
 	r := &LoadBalancerReconciler{
-		Client: mgr.GetClient(), Balancer: balancer, Events: mgr.GetEventRecorder("fairlead-loadbalancer"),
+		Client: mgr.GetClient(), Events: mgr.GetEventRecorder("fairlead-loadbalancer"),
 		Provider: provider.ProviderName(), Class: cfg.Class, Default: cfg.Default,
 	}
 	if err := r.SetupWithManager(mgr, provider); err != nil {
@@ -80,14 +77,16 @@ func builtin(mgr ctrl.Manager, cfg v1alpha1.LoadBalancer, pools *poolQueue) clou
 }
 
 // SetupWithManager registers the controller, which starts provider before its first
-// reconciliation. provider is the one that r.Balancer belongs to.
+// reconciliation and takes r.Balancer from it then.
 func (r *LoadBalancerReconciler) SetupWithManager(mgr ctrl.Manager, provider cloudprovider.Interface) error {
 	if err := registerMetrics(statusRepairs); err != nil {
 		return err
 	}
 	started := make(chan error, 1)
 	start := func(ctx context.Context, again func(types.NamespacedName)) {
-		started <- cloud.Start(ctx, provider, mgr.GetConfig(), again)
+		balancer, err := cloud.Start(ctx, provider, mgr.GetConfig(), again)
+		r.Balancer = balancer // nobody reads it before WaitForSync has heard of it
+		started <- err
 	}
 	return ctrl.NewControllerManagedBy(mgr).Named("loadbalancer").
 		For(&corev1.Service{}, builder.WithPredicates(r.concerns())).
@@ -115,16 +114,37 @@ func (r *LoadBalancerReconciler) concerns() predicate.Predicate {
 			if !ok || !ok2 || !ours(old) && !ours(now) {
 				return false
 			}
-			return !sameDemand(old, now) ||
-				!sameIngress(old.Status.LoadBalancer.Ingress, now.Status.LoadBalancer.Ingress) ||
-				old.DeletionTimestamp.IsZero() != now.DeletionTimestamp.IsZero() ||
-				servicehelper.HasLBFinalizer(old) && !servicehelper.HasLBFinalizer(now)
+			return !sameDemand(old, now) || r.disclaimed(old, now) || r.drifted(old, now) ||
+				old.DeletionTimestamp.IsZero() != now.DeletionTimestamp.IsZero()
 		},
 		DeleteFunc: func(e event.DeleteEvent) bool {
 			svc, ok := e.Object.(*corev1.Service)
 			return ok && ours(svc)
 		},
 	}
+}
+
+// disclaimed says whether somebody took away what marks a Service as ours: without it we
+// would not know after a restart what there is to clean up.
+func (r *LoadBalancerReconciler) disclaimed(old, now *corev1.Service) bool {
+	return servicehelper.HasLBFinalizer(old) && !servicehelper.HasLBFinalizer(now) || r.claimed(old) && !r.claimed(now)
+}
+
+// drifted says whether the status of now, which was old, may have to be put back. What we
+// wrote as the condition is what memory says, so that writing it brings nothing back.
+func (r *LoadBalancerReconciler) drifted(old, now *corev1.Service) bool {
+	if !r.active(now) {
+		return false
+	}
+	if !sameIngress(old.Status.LoadBalancer.Ingress, now.Status.LoadBalancer.Ingress) {
+		return true
+	}
+	last, ok := r.memory.get(client.ObjectKeyFromObject(now))
+	if !ok || last.elsewhere || sameCondition(assigned(old), assigned(now)) {
+		return false
+	}
+	shown := last.shown()
+	return !sameCondition(assigned(now), &shown)
 }
 
 // providerSource is the source of a controller that hosts a cloud provider: the

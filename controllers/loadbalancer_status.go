@@ -2,7 +2,7 @@ package controllers
 
 import (
 	"context"
-	"fmt"
+	"unicode/utf8"
 
 	"github.com/prometheus/client_golang/prometheus"
 	corev1 "k8s.io/api/core/v1"
@@ -29,24 +29,31 @@ func sameIngress(a, b []corev1.LoadBalancerIngress) bool {
 	return equality.Semantic.DeepEqual(a, b)
 }
 
+// sameCondition says whether both say the same, whenever and about whichever generation.
+func sameCondition(a, b *metav1.Condition) bool {
+	if a == nil || b == nil {
+		return a == b
+	}
+	return a.Status == b.Status && a.Reason == b.Reason && a.Message == b.Message
+}
+
 // publish writes p to the status of svc where it differs, and then says so in events.
-func (r *LoadBalancerReconciler) publish(ctx context.Context, svc *corev1.Service, p provided) (provided, error) {
+func (r *LoadBalancerReconciler) publish(ctx context.Context, svc *corev1.Service, p provided) error {
 	before := svc.DeepCopy()
 	had := assigned(before)
 	moved := !sameIngress(before.Status.LoadBalancer.Ingress, p.ingress)
 	if moved {
 		svc.Status.LoadBalancer.Ingress = p.ingress
 	}
+	p.condition = p.shown()
 	p.condition.ObservedGeneration = svc.Generation
 	if apimeta.SetStatusCondition(&svc.Status.Conditions, p.condition) || moved {
-		if err := r.Client.Status().Patch(ctx, svc, optimistic(before)); err != nil {
-			return p, fmt.Errorf("patching the status: %w", err)
+		if err := writing("patching the status", r.Client.Status().Patch(ctx, svc, optimistic(before))); err != nil {
+			return err
 		}
 	}
-	told := had != nil && had.Status == p.condition.Status && had.Reason == p.condition.Reason && had.Message == p.condition.Message
-	r.announce(ctx, svc, p, moved, told)
-	p.announce, p.published = false, true
-	return p, nil
+	r.announce(ctx, svc, p, moved, sameCondition(had, &p.condition))
+	return nil
 }
 
 // announce says in events and in the log what publish wrote. moved says that it was
@@ -65,26 +72,6 @@ func (r *LoadBalancerReconciler) announce(ctx context.Context, svc *corev1.Servi
 		statusRepairs.Inc()
 		logger.Info("Put back the load balancer status that was changed", "result", message)
 	}
-}
-
-// unpublish takes all that we wrote out of the status of svc. ingress says whether the
-// ingress is ours. A Service that is being deleted keeps its status to the end.
-func (r *LoadBalancerReconciler) unpublish(ctx context.Context, svc *corev1.Service, ingress bool) error {
-	if !svc.DeletionTimestamp.IsZero() {
-		return nil
-	}
-	before := svc.DeepCopy()
-	changed := apimeta.RemoveStatusCondition(&svc.Status.Conditions, fairleadv1alpha1.ConditionAddressAssigned)
-	if ingress && len(svc.Status.LoadBalancer.Ingress) > 0 {
-		svc.Status.LoadBalancer.Ingress, changed = nil, true
-	}
-	if !changed {
-		return nil
-	}
-	if err := r.Client.Status().Patch(ctx, svc, optimistic(before)); err != nil {
-		return fmt.Errorf("clearing the status: %w", err)
-	}
-	return nil
 }
 
 // serviceEvent is one event about a Service.
@@ -111,5 +98,16 @@ func eventFailed(err error) serviceEvent {
 const noteLimit = 1024
 
 func (r *LoadBalancerReconciler) event(svc *corev1.Service, e serviceEvent) {
-	r.Events.Eventf(svc, nil, e.kind, e.reason, e.action, "%s", e.note[:min(len(e.note), noteLimit)])
+	r.Events.Eventf(svc, nil, e.kind, e.reason, e.action, "%s", cut(e.note, noteLimit))
+}
+
+// cut returns the start of s, limit bytes at most, without half a character at its end.
+func cut(s string, limit int) string {
+	if len(s) <= limit {
+		return s
+	}
+	for limit > 0 && !utf8.RuneStart(s[limit]) {
+		limit--
+	}
+	return s[:limit]
 }

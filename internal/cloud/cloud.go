@@ -54,10 +54,10 @@ func (r Registry) Provider(name string) (cloudprovider.Interface, error) {
 	return provider, nil
 }
 
-// LoadBalancer returns the LoadBalancer of provider. It refuses what a
-// cloud-controller-manager refuses: a provider without one, and one that needs a
-// cluster ID and has none.
-func LoadBalancer(provider cloudprovider.Interface) (cloudprovider.LoadBalancer, error) {
+// loadBalancer returns the LoadBalancer of provider, which is initialized: some make it
+// only then. It refuses what a cloud-controller-manager refuses: a provider without one,
+// and one that needs a cluster ID and has none.
+func loadBalancer(provider cloudprovider.Interface) (cloudprovider.LoadBalancer, error) {
 	balancer, ok := provider.LoadBalancer()
 	if !ok {
 		return nil, fmt.Errorf("the cloud provider %q has no load balancers", provider.ProviderName())

@@ -49,7 +49,8 @@ func TestLoadBalancer(t *testing.T) {
 		"no cluster ID, needing": {provider: &untagged{}, want: `the cloud provider "fake" needs a cluster ID and found none`},
 	} {
 		t.Run(name, func(t *testing.T) {
-			if _, err := cloud.LoadBalancer(tc.provider); fmt.Sprint(err) != tc.want {
+			_, err := cloud.Start(t.Context(), tc.provider, &rest.Config{}, nil)
+			if fmt.Sprint(err) != tc.want {
 				t.Errorf("got %v, want %s", err, tc.want)
 			}
 		})
@@ -60,6 +61,7 @@ func TestLoadBalancer(t *testing.T) {
 type lively struct {
 	fake.Cloud
 	steps []string
+	ready bool
 	stop  <-chan struct{}
 	fail  error
 }
@@ -68,7 +70,10 @@ func (l *lively) Initialize(clients cloudprovider.ControllerClientBuilder, stop 
 	cfg := clients.ConfigOrDie("mine")
 	l.steps, l.stop = append(l.steps, "Initialize "+cfg.Host), stop
 	clients.ClientOrDie("mine")
+	l.ready = true
 }
+
+func (l *lively) LoadBalancer() (cloudprovider.LoadBalancer, bool) { return l, l.ready }
 
 func (l *lively) SetInformers(informers.SharedInformerFactory) {
 	l.steps = append(l.steps, "SetInformers")
@@ -84,7 +89,7 @@ func TestStart(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	l := &lively{fail: errors.New("no listing")}
 	var again []string
-	err := cloud.Start(ctx, l, &rest.Config{Host: "https://192.0.2.1"}, func(n types.NamespacedName) { again = append(again, n.Name) })
+	_, err := cloud.Start(ctx, l, &rest.Config{Host: "https://192.0.2.1"}, func(n types.NamespacedName) { again = append(again, n.Name) })
 	if !errors.Is(err, l.fail) {
 		t.Errorf("got %v, want %v", err, l.fail)
 	}

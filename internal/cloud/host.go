@@ -12,15 +12,15 @@ import (
 )
 
 // Start initializes provider, in the order of a cloud-controller-manager: Initialize,
-// SetInformers where it wants informers, and then Look where it has that. It returns
-// when the provider may be called. What it started ends with ctx.
-func Start(ctx context.Context, provider cloudprovider.Interface, cfg *rest.Config, again func(types.NamespacedName)) error {
+// SetInformers where it wants informers, LoadBalancer, and then Look where it has that. It
+// returns the LoadBalancer when it may be called. What it started ends with ctx.
+func Start(ctx context.Context, provider cloudprovider.Interface, cfg *rest.Config, again func(types.NamespacedName)) (cloudprovider.LoadBalancer, error) {
 	clients := clientBuilder{cfg}
 	provider.Initialize(clients, ctx.Done())
 	if user, ok := provider.(cloudprovider.InformerUser); ok {
 		client, err := clients.Client("cloud-provider-informers")
 		if err != nil {
-			return err
+			return nil, err
 		}
 		// No resync: a provider that polls has to say so itself.
 		factory := informers.NewSharedInformerFactory(client, 0)
@@ -28,14 +28,18 @@ func Start(ctx context.Context, provider cloudprovider.Interface, cfg *rest.Conf
 		factory.Start(ctx.Done())
 		for kind, synced := range factory.WaitForCacheSync(ctx.Done()) {
 			if !synced {
-				return fmt.Errorf("waiting for the %s informer of the cloud provider: %w", kind, ctx.Err())
+				return nil, fmt.Errorf("waiting for the %s informer of the cloud provider: %w", kind, ctx.Err())
 			}
 		}
 	}
-	if looker, ok := provider.(Looker); ok {
-		return looker.Look(ctx, again)
+	balancer, err := loadBalancer(provider)
+	if err != nil {
+		return nil, err
 	}
-	return nil
+	if looker, ok := provider.(Looker); ok {
+		return balancer, looker.Look(ctx, again)
+	}
+	return balancer, nil
 }
 
 // clientBuilder implements cloudprovider.ControllerClientBuilder.
