@@ -20,6 +20,7 @@ import (
 
 	"fairlead.dev/fairlead/api/v1alpha1"
 	"fairlead.dev/fairlead/controllers"
+	hosting "fairlead.dev/fairlead/internal/cloud"
 )
 
 const foreignFinalizer = "example.com/audit"
@@ -40,6 +41,8 @@ var _ = Describe("LoadBalancer lifecycle", Ordered, func() {
 		Eventually(ctx, e.told(ctx, witness)).Should(HavePrefix("True"))
 		entered, leave := make(chan struct{}), make(chan struct{})
 		cloud.set(func() {
+			// Without an ingress to publish no event of our own brings it back by chance.
+			cloud.ensure = &hosting.Pending{Reason: v1alpha1.ReasonNoAddress, Message: "none yet"}
 			cloud.during = func(svc *corev1.Service) {
 				if svc.Name == "slow" {
 					close(entered)
@@ -47,7 +50,7 @@ var _ = Describe("LoadBalancer lifecycle", Ordered, func() {
 				}
 			}
 		})
-		DeferCleanup(func() { cloud.set(func() { cloud.during = nil }) })
+		DeferCleanup(func() { cloud.set(func() { cloud.during, cloud.ensure = nil, nil }) })
 		svc := e.service(ctx, "slow")
 		Eventually(ctx, entered).Should(BeClosed())
 		addNode(ctx, "lb-meanwhile")
@@ -159,7 +162,8 @@ var _ = Describe("Reconciling a LoadBalancer", Ordered, func() {
 
 	It("withdraws the address before it is free", SpecTimeout(patience), func(ctx SpecContext) {
 		svc, req := served(ctx, "early")
-		e.edit(ctx, svc, toClusterIP(svc))
+		e.edit(ctx, svc, func() { svc.Finalizers = append(svc.Finalizers, foreignFinalizer) })
+		Expect(k8s.Delete(ctx, svc)).To(Succeed())
 		cloud.destroy = errors.New("draining")
 		for range 2 {
 			_, err := r.Reconcile(ctx, req)
@@ -176,6 +180,7 @@ var _ = Describe("Reconciling a LoadBalancer", Ordered, func() {
 		cloud.destroy = nil
 		Expect(r.Reconcile(ctx, req)).To(Equal(ctrl.Result{}))
 		Expect(e.told(ctx, svc)()).To(BeEmpty())
+		Expect(e.fetch(ctx, svc).Finalizers).To(ConsistOf(foreignFinalizer))
 	})
 
 	It("ensures again what is wanted back while it was being deleted", SpecTimeout(patience), func(ctx SpecContext) {
