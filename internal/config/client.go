@@ -13,6 +13,7 @@ import (
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
 	"go.uber.org/zap/zapcore"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/util/wait"
 	"k8s.io/client-go/discovery"
 	"k8s.io/client-go/rest"
@@ -98,15 +99,21 @@ func WaitForAPIServer(ctx context.Context, cfg *rest.Config, logger logr.Logger)
 			}
 			return true, nil
 		}
-		if reason := rootCause(err); reason != last {
+		if reason := RootCause(err); reason != last {
 			last = reason
-			logger.Info("API server unreachable, will keep trying", "server", cfg.Host, "reason", reason)
+			message := "API server unreachable, will keep trying"
+			if apierrors.IsUnauthorized(err) || apierrors.IsForbidden(err) {
+				message = "API server refuses our credentials, will keep trying"
+			}
+			logger.Info(message, "server", cfg.Host, "reason", reason)
 		}
 		return false, nil
 	})
 }
 
-func rootCause(err error) string {
+// RootCause returns err in words, but for the URL that was asked, which differs from try
+// to try.
+func RootCause(err error) string {
 	if urlErr, ok := errors.AsType[*url.Error](err); ok {
 		return urlErr.Err.Error()
 	}

@@ -44,7 +44,9 @@ func Controller(path string) (*v1alpha1.ControllerConfiguration, error) {
 		Metrics:        v1alpha1.Server{BindAddress: ":8080"},
 		HealthProbe:    v1alpha1.Server{BindAddress: ":8081"},
 	}
-	cfg.APIVersion, cfg.Kind = v1alpha1.APIVersion, v1alpha1.ControllerKind
+	if path == "" {
+		cfg.APIVersion, cfg.Kind = v1alpha1.APIVersion, v1alpha1.ControllerKind
+	}
 	return cfg, load(path, cfg, func() field.ErrorList { return validateController(cfg) })
 }
 
@@ -57,7 +59,9 @@ func Node(path string) (*v1alpha1.NodeConfiguration, error) {
 		Healthz:           v1alpha1.Server{BindAddress: ":10256"},
 		Metrics:           v1alpha1.Server{BindAddress: "127.0.0.1:10249"},
 	}
-	cfg.APIVersion, cfg.Kind = v1alpha1.APIVersion, v1alpha1.NodeKind
+	if path == "" {
+		cfg.APIVersion, cfg.Kind = v1alpha1.APIVersion, v1alpha1.NodeKind
+	}
 	return cfg, load(path, cfg, func() field.ErrorList { return validateNode(cfg) })
 }
 

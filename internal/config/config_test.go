@@ -91,7 +91,7 @@ extra: 1
 			`loadBalancer.class: Invalid value: "not a class!"`,
 			`leaderElection.enabled: Invalid value: string, must be a bool`,
 			`metrics.bindAddress: Invalid value: number, must be a string`,
-			`healthProbe.bindAddress: Invalid value: "example.com:80": must have an IP address as its host`,
+			`healthProbe.bindAddress: Invalid value: "example.com:80": must have an IP address or localhost as its host`,
 			`unknown field "extra"`,
 		}},
 		"bounds": {controller, controllerHead + "endpoints: {maxEndpointsPerSlice: 1001}\nloadBalancer: {class: \"\"}\nmetrics: {bindAddress: \":0\"}\nhealthProbe: {bindAddress: \"8081\"}\n", []string{
@@ -105,7 +105,8 @@ extra: 1
 			`localTraffic.clusterCIDRs[1]: Invalid value: "fd00::/129": must be a CIDR`,
 			`nodePortAddresses[0]: Invalid value: "primary": must be a CIDR`,
 		}},
-		"no addresses": {node, nodeHead + "nodePortAddresses: []\n", []string{`nodePortAddresses: Required value: must be CIDRs, or "primary"`}},
+		"an empty file": {node, "", []string{`apiVersion: Unsupported value: ""`, `kind: Unsupported value: ""`}},
+		"no addresses":  {node, nodeHead + "nodePortAddresses: []\n", []string{`nodePortAddresses: Required value: must be CIDRs, or "primary"`}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			err := tc.load(write(t, tc.text))

@@ -96,7 +96,7 @@ func validateServer(path *field.Path, s v1alpha1.Server) field.ErrorList {
 		return nil
 	}
 	if _, err := netip.ParseAddr(host); err != nil && host != "localhost" {
-		return bad("must have an IP address as its host")
+		return bad("must have an IP address or localhost as its host")
 	}
 	return nil
 }

@@ -293,9 +293,18 @@ type kindOfFrontend struct {
 // of each first.
 func frontends(svc *service.Service, p *service.Port) []kindOfFrontend {
 	var out []kindOfFrontend
+	var has [len(ipfamily.All)]bool
+	for _, a := range svc.ClusterIPs {
+		has[ipfamily.Of(a)] = true
+	}
 	add := func(kind FrontendKind, table frontendTable, addrs []netip.Addr, port uint16) {
 		for _, a := range addrs {
 			f := Frontend{table, a, p.Protocol, port}
+			// A Service has endpoints of the families of its ClusterIPs only; an address
+			// of another is not its own to refuse at.
+			if !has[ipfamily.Of(a)] {
+				continue
+			}
 			if !slices.ContainsFunc(out, func(k kindOfFrontend) bool { return k.Frontend == f }) {
 				out = append(out, kindOfFrontend{f, kind})
 			}

@@ -86,6 +86,11 @@ func TestCompile(t *testing.T) {
 			},
 			want: map[string][]string{"0 10.0.0.1/6/80": {"10.1.0.1:1"}, "0 10.0.0.2/6/80": {"10.1.0.2:2"}, "1 192.0.2.9/6/80": {"10.1.0.2:2"}},
 		},
+		"an address of a family that the Service lacks is not its own": {
+			services: []svc{{name: "a", clusterIPs: []string{"10.0.0.1"}, externals: []string{"2001:db8::1"}, lbIPs: []string{"2001:db8::2"},
+				port: 80, target: 1, protocols: tcp, endpoints: []string{"10.1.0.1"}}},
+			want: map[string][]string{"0 10.0.0.1/6/80": {"10.1.0.1:1"}},
+		},
 		"unready endpoints get nothing, draining ones when nothing is ready": {
 			services: []svc{
 				{name: "a", clusterIPs: []string{"10.0.0.1"}, port: 80, target: 1, protocols: tcp, endpoints: []string{"10.1.0.1"}, notReady: []string{"10.1.0.2"}, terminating: []string{"10.1.0.3"}},
@@ -115,8 +120,8 @@ func TestOneEndpoint(t *testing.T) {
 	moved.endpoints = append([]string{"10.1.0.1"}, nine.endpoints...)
 	base := dataplane.Compile(dataplane.Program{}, snapshot(nil, ten))
 	for name, tc := range map[string]struct {
-		to                    svc
-		slots, frontends, all int
+		to               svc
+		slots, frontends int
 	}{
 		"the same again": {to: ten},
 		"one less: the last takes its slot, the number changes": {to: nine, slots: 2, frontends: 1},
@@ -124,7 +129,6 @@ func TestOneEndpoint(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			c := dataplane.Diff(base.Ruleset, dataplane.Compile(base, snapshot(nil, tc.to)).Ruleset)
-			// Endpoints without a node name count as local, and have a hairpin entry.
 			if len(c.Slots) != tc.slots || len(c.Frontends) != tc.frontends {
 				t.Errorf("changes %d slots and %d frontends, want %d and %d: %+v", len(c.Slots), len(c.Frontends), tc.slots, tc.frontends, c)
 			}

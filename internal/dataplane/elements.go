@@ -1,7 +1,9 @@
 package dataplane
 
 import (
+	"bytes"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"net/netip"
 
@@ -25,9 +27,9 @@ var (
 	memberSets   = [...]string{clusterIPSet: setClusterIPs, hairpinSet: setHairpins, nodeAddrSet: setNodeAddresses}
 )
 
-// phases returns the edits of c in an order in which every step leaves rules that work,
-// for where they do not all fit into one transaction: endpoints come before what leads
-// to them, and go after it.
+// phases returns the edits of c in the order for where they do not all fit into one
+// transaction: endpoints come before what leads to them and go after it, and what
+// refuses comes last.
 func (c Changes) phases() [3]map[setRef]*edits {
 	out := [3]map[setRef]*edits{{}, {}, {}}
 	at := func(phase int, f ipfamily.Family, name string) *edits {
@@ -65,7 +67,11 @@ func (c Changes) phases() [3]map[setRef]*edits {
 	for _, ch := range c.Members {
 		el := element{key: memberBytes(ch.Key)}
 		if ch.HasNew {
-			e := at(0, ipfamily.Of(ch.Key.Addr), memberSets[ch.Key.Set])
+			phase := 0
+			if ch.Key.Set == clusterIPSet {
+				phase = 2
+			}
+			e := at(phase, ipfamily.Of(ch.Key.Addr), memberSets[ch.Key.Set])
 			e.add = append(e.add, el)
 		} else {
 			e := at(2, ipfamily.Of(ch.Key.Addr), memberSets[ch.Key.Set])
@@ -104,6 +110,10 @@ func memberBytes(m Member) []byte {
 	return out
 }
 
+// errForeign means that a table of ours holds what we never write, so that no edit of
+// elements leads from there to what is wanted: it is made anew.
+var errForeign = errors.New("an element that is not ours")
+
 // reader makes a Ruleset out of the elements that the kernel lists.
 type reader struct {
 	frontends *persistent.Edit[Frontend, Target]
@@ -131,71 +141,89 @@ func (r *reader) ruleset() Ruleset {
 	return Ruleset{Frontends: r.frontends.Map(), Slots: slots.Map(), Members: r.members.Map()}
 }
 
-// take reads one element. It returns an error for one that is none of ours in form; the
-// table is made anew then.
-func (r *reader) take(f ipfamily.Family, set string, key, data []byte) error {
-	addrLen := int(shapeOf(f).addr.size)
-	malformed := fmt.Errorf("element of %s %s has key %x, data %x", familyName(f), set, key, data)
+// take reads one element. It returns errForeign for one that we would not have written
+// in just this form: an edit could not delete it.
+func (r *reader) take(f ipfamily.Family, set string, e element) error {
+	ours := false
 	switch set {
 	case mapClusterPorts, mapExternalPorts, mapNodePorts:
-		return r.takeFrontend(f, set, key, data, malformed)
+		ours = r.takeFrontend(f, set, e)
 	case mapEndpoints:
-		if len(key) != 8 || len(data) != addrLen+4 {
-			return malformed
-		}
-		at := SlotKey{f, targetOf(binary.NativeEndian.Uint32(key)).ID}
-		i := binary.NativeEndian.Uint32(key[4:])
-		if i >= MaxEndpoints {
-			return malformed
-		}
-		for uint32(len(r.slots[at])) <= i {
-			r.slots[at] = append(r.slots[at], netip.AddrPort{})
-		}
-		addr, _ := netip.AddrFromSlice(data[:addrLen])
-		r.slots[at][i] = netip.AddrPortFrom(addr, binary.BigEndian.Uint16(data[addrLen:]))
+		ours = r.takeSlot(f, e)
 	case mapDispatch:
-		if len(key) != 4 {
-			return malformed
-		}
-		r.classes[f][binary.NativeEndian.Uint32(key)] = true
+		ours = r.takeClass(f, e)
 	default:
-		return r.takeMember(set, key, addrLen, malformed)
+		ours = r.takeMember(f, set, e)
+	}
+	if !ours {
+		return fmt.Errorf("%s %s has the key %x with data %x, chain %q: %w", familyName(f), set, e.key, e.data, e.goTo, errForeign)
 	}
 	return nil
 }
 
-func (r *reader) takeFrontend(f ipfamily.Family, set string, key, data []byte, malformed error) error {
+func (r *reader) takeSlot(f ipfamily.Family, e element) bool {
+	addrLen := int(shapeOf(f).addr.size)
+	if len(e.key) != 8 || len(e.data) != addrLen+4 {
+		return false
+	}
+	id, i := targetOf(binary.NativeEndian.Uint32(e.key)).ID, binary.NativeEndian.Uint32(e.key[4:])
+	addr, _ := netip.AddrFromSlice(e.data[:addrLen])
+	to := netip.AddrPortFrom(addr, binary.BigEndian.Uint16(e.data[addrLen:]))
+	if i >= MaxEndpoints || !bytes.Equal(e.key, slotKeyBytes(id, i)) || !bytes.Equal(e.data, addrPortBytes(to)) {
+		return false
+	}
+	at := SlotKey{f, id}
+	for uint32(len(r.slots[at])) <= i {
+		r.slots[at] = append(r.slots[at], netip.AddrPort{})
+	}
+	r.slots[at][i] = to
+	return true
+}
+
+func (r *reader) takeClass(f ipfamily.Family, e element) bool {
+	if len(e.key) != 4 {
+		return false
+	}
+	n := binary.NativeEndian.Uint32(e.key)
+	r.classes[f][n] = true
+	return e.goTo == className(n)
+}
+
+func (r *reader) takeFrontend(f ipfamily.Family, set string, e element) bool {
 	out := Frontend{Addr: unspecified(f)}
 	for table, name := range frontendMaps {
 		if name == set {
 			out.Table = frontendTable(table)
 		}
 	}
+	rest := e.key
 	if out.Table != nodePortTable {
 		n := int(shapeOf(f).addr.size)
-		if len(key) < n {
-			return malformed
+		if len(rest) < n {
+			return false
 		}
-		out.Addr, _ = netip.AddrFromSlice(key[:n])
-		key = key[n:]
+		out.Addr, _ = netip.AddrFromSlice(rest[:n])
+		rest = rest[n:]
 	}
-	if len(key) != 8 || len(data) != 4 {
-		return malformed
+	if len(rest) != 8 || len(e.data) != 4 {
+		return false
 	}
-	out.Protocol, out.Port = service.Protocol(key[0]), binary.BigEndian.Uint16(key[4:])
-	r.frontends.Set(out, targetOf(binary.NativeEndian.Uint32(data)))
-	return nil
+	out.Protocol, out.Port = service.Protocol(rest[0]), binary.BigEndian.Uint16(rest[4:])
+	r.frontends.Set(out, targetOf(binary.NativeEndian.Uint32(e.data)))
+	return bytes.Equal(e.key, frontendBytes(out))
 }
 
-func (r *reader) takeMember(set string, key []byte, addrLen int, malformed error) error {
+func (r *reader) takeMember(f ipfamily.Family, set string, e element) bool {
+	n := int(shapeOf(f).addr.size)
 	for i, name := range memberSets {
-		if name == set && len(key) >= addrLen {
-			addr, _ := netip.AddrFromSlice(key[:addrLen])
-			r.members.Set(Member{memberSet(i), addr}, struct{}{})
-			return nil
+		if name == set && len(e.key) >= n {
+			addr, _ := netip.AddrFromSlice(e.key[:n])
+			m := Member{memberSet(i), addr}
+			r.members.Set(m, struct{}{})
+			return bytes.Equal(e.key, memberBytes(m))
 		}
 	}
-	return malformed
+	return false
 }
 
 func familyName(f ipfamily.Family) string {

@@ -1,21 +1,15 @@
 package dataplane
 
 import (
-	"crypto/sha256"
 	"encoding/binary"
-	"encoding/hex"
 	"errors"
 	"fmt"
-	"hash"
 	"slices"
-	"strings"
 	"syscall"
 	"time"
 
 	"github.com/mdlayher/netlink"
 	"golang.org/x/sys/unix"
-
-	"fairlead.dev/fairlead/internal/ipfamily"
 )
 
 const (
@@ -27,6 +21,13 @@ const (
 	// replyTimeout bounds the wait for the kernel's word on a transaction; measured,
 	// 100,000 elements take 0.1 s.
 	replyTimeout = 30 * time.Second
+
+	// dumpTries is how often a listing is tried that another writer has torn.
+	dumpTries = 5
+
+	// datagram is the largest one that the kernel makes for a listing (af_netlink.c,
+	// netlink_recvmsg), once a receive has offered so much room.
+	datagram = 32 << 10
 
 	// markerPrefix begins the name of an empty chain that says which layout the table
 	// has and what its rules were when we made them.
@@ -62,6 +63,39 @@ func (k *kernel) ready() error {
 	}
 	// A message has to be smaller than the buffer by 32 bytes (af_netlink.c).
 	k.conn, k.limit = conn, granted-64
+	if err := k.offerRoom(); err != nil {
+		k.close()
+		return fmt.Errorf("asking the kernel for large datagrams: %w", explain(err))
+	}
+	return nil
+}
+
+// offerRoom receives one answer into a large buffer. The kernel walks a set from its
+// beginning for every datagram of a listing, and makes them as large as the largest
+// receive so far, which the netlink library's are not.
+func (k *kernel) offerRoom() error {
+	if _, err := k.conn.Send(netlink.Message{
+		Header: netlink.Header{Type: nftType(unix.NFT_MSG_GETGEN), Flags: netlink.Request},
+		Data:   header(unix.AF_UNSPEC, 0),
+	}); err != nil {
+		return err
+	}
+	raw, err := k.conn.SyscallConn()
+	if err != nil {
+		return err
+	}
+	var n int
+	buffer := make([]byte, datagram)
+	readErr := raw.Read(func(fd uintptr) bool {
+		n, _, err = unix.Recvfrom(int(fd), buffer, 0)
+		return !errors.Is(err, unix.EAGAIN)
+	})
+	if err := errors.Join(readErr, err); err != nil || n < unix.NLMSG_HDRLEN+4 {
+		return err
+	}
+	if t := binary.NativeEndian.Uint16(buffer[4:]); t == unix.NLMSG_ERROR {
+		return syscall.Errno(-int32(binary.NativeEndian.Uint32(buffer[unix.NLMSG_HDRLEN:])))
+	}
 	return nil
 }
 
@@ -84,22 +118,23 @@ func (k *kernel) close() {
 	}
 }
 
-// commit carries out b, in one transaction where it fits. After an error, what the
-// kernel has must be read anew.
-func (k *kernel) commit(b *batch) error {
+// commit carries out b, in one transaction where it fits, and returns how many there
+// were. After an error, what the kernel has must be read anew.
+func (k *kernel) commit(b *batch) (transactions uint32, err error) {
 	if b.err != nil {
-		return b.err
+		return 0, b.err
 	}
 	if err := k.ready(); err != nil {
-		return err
+		return 0, err
 	}
 	for _, messages := range split(b.messages, k.limit) {
 		if err := k.transact(messages); err != nil {
 			k.close()
-			return fmt.Errorf("committing nftables rules: %w", explain(err))
+			return transactions, fmt.Errorf("committing nftables rules: %w", explain(err))
 		}
+		transactions++
 	}
-	return nil
+	return transactions, nil
 }
 
 // split cuts messages into runs of at most limit bytes with their batch headers.
@@ -171,165 +206,20 @@ func (k *kernel) get(msgType uint16, family byte, flags netlink.HeaderFlags, att
 	if err := k.conn.SetReadDeadline(deadline()); err != nil {
 		return nil, err
 	}
-	replies, err := k.conn.Execute(netlink.Message{
-		Header: netlink.Header{Type: nftType(msgType), Flags: netlink.Request | flags},
-		Data:   append(header(family, 0), data...),
-	})
-	if err != nil && !errors.Is(err, unix.ENOENT) {
-		k.close()
-	}
-	return replies, explain(err)
-}
-
-// generation returns the number of the ruleset, which every transaction of anybody in
-// this network namespace raises by one.
-func (k *kernel) generation() (uint32, error) {
-	replies, err := k.get(unix.NFT_MSG_GETGEN, unix.AF_UNSPEC, 0)
-	if err != nil {
-		return 0, fmt.Errorf("reading the nftables generation: %w", err)
-	}
-	for _, r := range replies {
-		ad, err := attributesOf(r)
-		if err != nil {
-			return 0, err
-		}
-		for ad.Next() {
-			if ad.Type() == unix.NFTA_GEN_ID {
-				return ad.Uint32(), ad.Err()
-			}
-		}
-	}
-	return 0, errors.New("reading the nftables generation: the kernel's answer has none")
-}
-
-// skeleton returns the hash of all chains and rules of our tables, handles included, so
-// that any edit changes it, and the marker chains that are there.
-func (k *kernel) skeleton() (sum string, markers map[ipfamily.Family]string, err error) {
-	h := sha256.New()
-	markers = map[ipfamily.Family]string{}
-	for _, f := range ipfamily.All {
-		table := netlink.Attribute{Type: unix.NFTA_RULE_TABLE, Data: append([]byte(TableName), 0)}
-		chains, err := k.get(unix.NFT_MSG_GETCHAIN, family(f), netlink.Dump)
-		if err != nil {
-			return "", nil, fmt.Errorf("listing nftables chains: %w", err)
-		}
-		for _, m := range chains {
-			if err := hashChain(h, m, f, markers); err != nil {
-				return "", nil, err
-			}
-		}
-		rules, err := k.get(unix.NFT_MSG_GETRULE, family(f), netlink.Dump, table)
-		if err != nil {
-			return "", nil, fmt.Errorf("listing nftables rules: %w", err)
-		}
-		for _, m := range rules {
-			h.Write(m.Data[min(4, len(m.Data)):]) // but for the header, which has the generation
-		}
-	}
-	return hex.EncodeToString(h.Sum(nil))[:16], markers, nil
-}
-
-// hashChain adds a chain of our table to h by what an edit could change.
-func hashChain(h hash.Hash, m netlink.Message, f ipfamily.Family, markers map[ipfamily.Family]string) error {
-	ad, err := attributesOf(m)
-	if err != nil {
-		return err
-	}
-	var table, name string
-	var rest []byte
-	for ad.Next() {
-		switch ad.Type() {
-		case unix.NFTA_CHAIN_TABLE:
-			table = ad.String()
-		case unix.NFTA_CHAIN_NAME:
-			name = ad.String()
-		case unix.NFTA_CHAIN_HOOK, unix.NFTA_CHAIN_POLICY, unix.NFTA_CHAIN_TYPE:
-			rest = append(rest, ad.Bytes()...)
-		}
-	}
-	switch {
-	case table != TableName:
-	case strings.HasPrefix(name, markerPrefix):
-		markers[f] = name
-	default:
-		h.Write(fmt.Appendf(nil, "%d %s %x\n", f, name, rest))
-	}
-	return ad.Err()
-}
-
-// contents reads all elements of our tables. A set that is missing is fs.ErrNotExist.
-func (k *kernel) contents() (*reader, error) {
-	r := newReader()
-	for _, f := range ipfamily.All {
-		for _, def := range shapeOf(f).sets() {
-			replies, err := k.get(unix.NFT_MSG_GETSETELEM, family(f), netlink.Dump,
-				netlink.Attribute{Type: unix.NFTA_SET_ELEM_LIST_TABLE, Data: append([]byte(TableName), 0)},
-				netlink.Attribute{Type: unix.NFTA_SET_ELEM_LIST_SET, Data: append([]byte(def.name), 0)})
-			if err != nil {
-				return nil, fmt.Errorf("listing nftables set %s %s: %w", familyName(f), def.name, err)
-			}
-			for _, m := range replies {
-				if err := takeMessage(r, m, f, def.name); err != nil {
-					return nil, err
-				}
-			}
-		}
-	}
-	return r, nil
-}
-
-func takeMessage(r *reader, m netlink.Message, f ipfamily.Family, set string) error {
-	ad, err := attributesOf(m)
-	if err != nil {
-		return err
-	}
-	for ad.Next() {
-		if ad.Type() != unix.NFTA_SET_ELEM_LIST_ELEMENTS {
-			continue
-		}
-		ad.Nested(func(list *netlink.AttributeDecoder) error {
-			for list.Next() {
-				var key, data []byte
-				list.Nested(func(elem *netlink.AttributeDecoder) error {
-					for elem.Next() {
-						switch elem.Type() {
-						case unix.NFTA_SET_ELEM_KEY:
-							elem.Nested(value(&key))
-						case unix.NFTA_SET_ELEM_DATA:
-							elem.Nested(value(&data))
-						}
-					}
-					return nil
-				})
-				if err := r.take(f, set, key, data); err != nil {
-					return err
-				}
-			}
-			return nil
+	for range dumpTries {
+		replies, err := k.conn.Execute(netlink.Message{
+			Header: netlink.Header{Type: nftType(msgType), Flags: netlink.Request | flags},
+			Data:   append(header(family, 0), data...),
 		})
-	}
-	return ad.Err()
-}
-
-func value(into *[]byte) func(*netlink.AttributeDecoder) error {
-	return func(ad *netlink.AttributeDecoder) error {
-		for ad.Next() {
-			*into = ad.Bytes()
+		if err != nil && !errors.Is(err, unix.ENOENT) {
+			k.close()
 		}
-		return nil
+		torn := slices.ContainsFunc(replies, func(m netlink.Message) bool { return m.Header.Flags&netlink.DumpInterrupted != 0 })
+		if err != nil || !torn {
+			return replies, explain(err)
+		}
 	}
-}
-
-func attributesOf(m netlink.Message) (*netlink.AttributeDecoder, error) {
-	if len(m.Data) < 4 {
-		return nil, fmt.Errorf("nftables message of %d bytes has no header", len(m.Data))
-	}
-	ad, err := netlink.NewAttributeDecoder(m.Data[4:])
-	if err != nil {
-		return nil, err
-	}
-	ad.ByteOrder = binary.BigEndian
-	return ad, nil
+	return nil, fmt.Errorf("listing nftables objects: others wrote during each of %d tries", dumpTries)
 }
 
 // explain names the right that is missing.

@@ -122,15 +122,23 @@ func (b *batch) addLayout(cfg Config, f ipfamily.Family) {
 		equals([]byte{byte(service.TCP)}), &expr.Reject{Type: unix.NFT_REJECT_TCP_RST})
 	b.addRule(f, chainRefuse, s.portUnreachable())
 	s.addPostrouting(b)
-	b.elements(f, mapDispatch, unix.NFT_MSG_NEWSETELEM, []element{{key: native(0), goTo: chainRefuse}})
+	b.elements(f, mapDispatch, unix.NFT_MSG_NEWSETELEM, []element{{key: native(0), goTo: className(0)}})
 	for n := range uint32(readyClasses) {
 		b.addClass(f, n+1)
 	}
 }
 
+// className is the chain for Service ports of n endpoints.
+func className(n uint32) string {
+	if n == 0 {
+		return chainRefuse
+	}
+	return fmt.Sprintf(chainEndpoints, n)
+}
+
 // addClass adds the chain that picks one of n endpoints.
 func (b *batch) addClass(f ipfamily.Family, n uint32) {
-	name := fmt.Sprintf(chainEndpoints, n)
+	name := className(n)
 	b.addChain(f, name, nil)
 	b.addRule(f, name, readScratch(), maskBits(^uint32(MaxEndpoints)), writeScratch())
 	b.addRule(f, name, shapeOf(f).pick(n)...)

@@ -28,6 +28,7 @@ var matrix = []struct {
 	{"remote pod", "ClusterIP", "kept"},
 	{"remote pod", "NodePort", "masqueraded"},
 	{"remote pod", "LoadBalancerIP", "masqueraded"},
+	{"remote pod", "ExternalIP", "masqueraded"},
 	{"node", "ClusterIP", "masqueraded"},
 	{"node", "NodePort", "masqueraded"},
 	{"node", "LoadBalancerIP", "masqueraded"},
@@ -42,6 +43,17 @@ var (
 	webIPs   = map[string][2]string{"ClusterIP": {"10.96.0.10", "fd00:10:96::10"}, "LoadBalancerIP": {"172.18.0.200", "fd00:172:18:1::200"}, "ExternalIP": {"198.51.100.7", "2001:db8::7"}}
 	emptyIPs = map[string][2]string{"ClusterIP": {"10.96.0.11", "fd00:10:96::11"}, "LoadBalancerIP": {"172.18.0.201", "fd00:172:18:1::201"}, "ExternalIP": {"198.51.100.8", "2001:db8::8"}}
 )
+
+// nodeSource is a second address of node1, which it uses towards virtual addresses: what
+// is masqueraded has the first.
+var nodeSource = [2]netip.Prefix{netip.MustParsePrefix("172.18.0.61/24"), netip.MustParsePrefix("fd00:172:18::61/64")}
+
+// vips are where the virtual addresses are.
+var vips = []netip.Prefix{
+	netip.MustParsePrefix("10.96.0.0/16"), netip.MustParsePrefix("fd00:10:96::/112"),
+	netip.MustParsePrefix("172.18.0.200/30"), netip.MustParsePrefix("fd00:172:18:1::/112"),
+	netip.MustParsePrefix("198.51.100.0/24"), netip.MustParsePrefix("2001:db8::/112"),
+}
 
 // matrixWorld is the world of the matrix: web has endpoints on both nodes, empty none.
 type matrixWorld struct {
@@ -58,13 +70,21 @@ func newMatrixWorld(t *testing.T) *matrixWorld {
 	remote, err := w.nodes[1].AddPod("remote-pod")
 	must(t, err)
 	m.clients = map[string]*netlab.Host{"pod": pod, "remote pod": remote, "node": &w.nodes[0].Host, "outside": w.client}
-	for _, route := range []string{"10.96.0.0/16", "fd00:10:96::/112", "172.18.0.200/30", "fd00:172:18:1::/112", "198.51.100.0/24", "2001:db8::/112"} {
-		prefix := netip.MustParsePrefix(route)
-		via := w.nodes[0].IPv4
-		if prefix.Addr().Is6() {
-			via = w.nodes[0].IPv6
+	for _, a := range nodeSource {
+		must(t, w.nodes[0].AddAddr(a))
+	}
+	// Deprecated, so that it is the source only where a route says so.
+	if out, err := w.nodes[0].Output(t.Context(), "ip", "addr", "change", nodeSource[ipfamily.IPv6].String(), "dev", w.nodes[0].Link, "preferred_lft", "0"); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	for _, prefix := range vips {
+		f := ipfamily.Of(prefix.Addr())
+		must(t, w.client.AddRoute(prefix, addrOf(&w.nodes[0].Host, f)))
+		out, err := w.nodes[0].Output(t.Context(), "ip", "route", "replace", prefix.String(),
+			"via", addrOf(w.lab.Gateway(), f).String(), "src", nodeSource[f].Addr().String())
+		if err != nil {
+			t.Fatalf("%v: %s", err, out)
 		}
-		must(t, w.client.AddRoute(prefix, via))
 	}
 	services := []svc{
 		service3("web", webIPs, 30080, hostAddrs(m.backends)),
@@ -116,11 +136,15 @@ func TestMatrix(t *testing.T) {
 				t.Run(fmt.Sprintf("%s to %s %s %s", row.client, row.vip, proto, f), func(t *testing.T) {
 					client := m.clients[row.client]
 					m.wantAll(t, ask, client, m.vip(f, row.vip, webIPs, 30080), func(source netip.Addr) string {
+						through := &m.nodes[0].Host
+						if row.client == "remote pod" && row.vip != "NodePort" {
+							through = &m.nodes[1].Host
+						}
 						switch {
-						case source == addrOf(client, f) && !strings.Contains(row.client, "node"):
-							return "kept"
-						case source == addrOf(&m.nodes[0].Host, f), source == addrOf(&m.nodes[1].Host, f):
+						case source == addrOf(through, f):
 							return "masqueraded"
+						case source == addrOf(client, f), row.client == "node" && source == nodeSource[f].Addr():
+							return "kept"
 						default:
 							return source.String()
 						}

@@ -102,3 +102,12 @@ type Ruleset struct {
 	Slots   persistent.Map[SlotKey, []netip.AddrPort]
 	Members persistent.Map[Member, struct{}]
 }
+
+// elements returns how many elements the kernel has of r.
+func (r Ruleset) elements() int {
+	n := r.Frontends.Len() + r.Members.Len()
+	for _, slots := range r.Slots.All() {
+		n += len(slots)
+	}
+	return n
+}

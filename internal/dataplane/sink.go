@@ -12,6 +12,12 @@ import (
 	"fairlead.dev/fairlead/internal/service"
 )
 
+// readLimit is up to how many elements reading them back is worth while. The kernel
+// walks a map from its beginning for each datagram of a listing. Measured with Services
+// of 10 endpoints on TCP and UDP, 33 elements each: 1,000 take 0.06 s and 4,000 take
+// 0.28 s, while making them anew takes 0.13 s and 0.44 s (BenchmarkReadBack).
+const readLimit = 150_000
+
 // Sink keeps the rules of this network namespace at the last Snapshot. It is not safe
 // for concurrent use.
 type Sink struct {
@@ -27,8 +33,10 @@ type Sink struct {
 	// generation is the ruleset's number after our last write or check; another one
 	// means that somebody else wrote.
 	generation uint32
-	layout     string // hash of what cfg makes of the tables
-	last       Written
+	// unread says that elements are still to be read since then.
+	unread bool
+	layout string // hash of what cfg makes of the tables
+	last   Written
 }
 
 // Written says what the last Apply or Check wrote.
@@ -60,8 +68,8 @@ func (s *Sink) Probe() error {
 }
 
 // Apply makes the kernel's rules those of snapshot, in one transaction where the
-// socket's buffer allows. After an error the rules that were there still stand, and the
-// next Apply finds out what is installed.
+// socket's buffer allows. After an error the next Apply finds out what is installed;
+// what was there still stands, but for a load in parts that ended half way.
 func (s *Sink) Apply(ctx context.Context, snapshot *service.Snapshot) error {
 	s.last = Written{}
 	if err := ctx.Err(); err != nil {
@@ -71,63 +79,76 @@ func (s *Sink) Apply(ctx context.Context, snapshot *service.Snapshot) error {
 		return s.load(snapshot)
 	}
 	next := Compile(s.program, snapshot)
-	changes := Diff(s.program.Ruleset, next.Ruleset)
-	if err := s.write(changes); err != nil {
+	if err := s.write(Diff(s.program.Ruleset, next.Ruleset)); err != nil {
 		return err
 	}
 	s.program = next
 	return nil
 }
 
-// load reads what is installed, takes over what it can, and brings it to snapshot.
+// load reads what is installed, takes over what it can, and brings it to snapshot. It
+// makes everything anew where that is cheaper, or the only way.
 func (s *Sink) load(snapshot *service.Snapshot) error {
+	anew := Compile(Program{}, snapshot)
+	if anew.Ruleset.elements() > readLimit {
+		return s.install(anew)
+	}
 	have, intact, err := s.read()
 	if err != nil {
 		return err
 	}
 	if !intact {
-		return s.install(Compile(Program{}, snapshot))
+		return s.install(anew)
 	}
 	next := Compile(Adopt(have, snapshot), snapshot)
-	changes := Diff(have, next.Ruleset)
-	if err := s.write(changes); err != nil {
-		return err
+	if err := s.write(Diff(have, next.Ruleset)); err != nil {
+		return s.install(anew) // it is not what it looked like
 	}
 	s.program, s.known = next, true
 	return nil
 }
 
 // Check finds out whether somebody else changed our tables since the last write, and
-// puts them right. It costs one small message where nobody wrote any rules.
-func (s *Sink) Check(ctx context.Context) error {
+// puts them right. It costs one small message where nobody wrote any rules, and the
+// listing of our chains and rules, a few hundred, where somebody did. Only with elements
+// does it read the elements too, whose listing can take long.
+func (s *Sink) Check(ctx context.Context, elements bool) error {
 	s.last = Written{}
 	if err := ctx.Err(); err != nil {
 		return err
 	}
-	if s.program.Snapshot == nil {
-		return nil // nothing was asked for yet
-	}
 	if !s.known {
-		return s.load(s.program.Snapshot)
+		return nil // the next Apply finds out
 	}
 	generation, err := s.kernel.generation()
-	if err != nil || generation == s.generation {
+	if err != nil || generation == s.generation && !s.unread {
 		return err
 	}
-	want := s.program
-	s.known = false // until it is seen to be right
-	have, intact, err := s.read()
+	intact, err := s.intact()
 	if err != nil {
 		return err
 	}
 	if !intact {
-		return s.install(want)
+		return s.install(s.program)
 	}
-	changes := Diff(have, want.Ruleset)
-	if err := s.write(changes); err != nil {
+	if s.unread = s.program.Ruleset.elements() <= readLimit; s.unread && elements {
+		return s.checkElements()
+	}
+	s.generation = generation
+	return nil
+}
+
+// checkElements compares all elements with what was written, and edits what differs.
+func (s *Sink) checkElements() error {
+	want := s.program
+	have, intact, err := s.read()
+	if err != nil {
 		return err
 	}
-	s.known = true
+	if !intact || s.write(Diff(have, want.Ruleset)) != nil {
+		return s.install(want)
+	}
+	s.unread = false
 	return nil
 }
 
@@ -137,33 +158,59 @@ func (s *Sink) Program() Program { return s.program }
 // Last returns what the last Apply or Check wrote.
 func (s *Sink) Last() Written { return s.last }
 
-// read returns the elements that are installed. intact is false where the chains and
-// rules are not as this configuration makes them; everything is made anew then.
+// intact says whether the chains and rules are those that we made.
+func (s *Sink) intact() (bool, error) {
+	sum, markers, err := s.kernel.skeleton()
+	if err != nil {
+		return false, err
+	}
+	for _, f := range ipfamily.All {
+		if markers[f] != s.marker(sum) {
+			return false, nil
+		}
+	}
+	return true, nil
+}
+
+// read returns the elements that are installed. intact is false where the tables are not
+// as this configuration makes them; everything is made anew then.
 func (s *Sink) read() (have Ruleset, intact bool, err error) {
 	generation, err := s.kernel.generation()
 	if err != nil {
 		return have, false, err
 	}
-	sum, markers, err := s.kernel.skeleton()
-	if err != nil {
+	if intact, err := s.intact(); err != nil || !intact {
 		return have, false, err
-	}
-	for _, f := range ipfamily.All {
-		if markers[f] != s.marker(sum) {
-			return have, false, nil
-		}
 	}
 	elements, err := s.kernel.contents()
 	switch {
-	case errors.Is(err, fs.ErrNotExist):
+	case errors.Is(err, fs.ErrNotExist), errors.Is(err, errForeign):
 		return have, false, nil
 	case err != nil:
 		return have, false, err
-	case len(elements.classes[ipfamily.IPv4]) <= readyClasses || len(elements.classes[ipfamily.IPv6]) <= readyClasses:
-		return have, false, nil // somebody emptied the dispatch map
+	case !elements.dispatches(s.classes):
+		return have, false, nil
 	}
 	s.generation, s.classes = generation, elements.classes
 	return elements.ruleset(), true, nil
+}
+
+// dispatches says whether every number of endpoints that has a chain leads to it: those
+// made from the start, and those of known.
+func (r *reader) dispatches(known map[ipfamily.Family]map[uint32]bool) bool {
+	for _, f := range ipfamily.All {
+		for n := range uint32(readyClasses + 1) {
+			if !r.classes[f][n] {
+				return false
+			}
+		}
+		for n := range known[f] {
+			if !r.classes[f][n] {
+				return false
+			}
+		}
+	}
+	return true
 }
 
 // marker names the layout, and what the kernel made of it.
@@ -189,15 +236,13 @@ func (s *Sink) install(next Program) error {
 		}
 	}
 	s.addChanges(b, changes)
-	if err := s.commit(b); err != nil {
+	alone, err := s.commit(b)
+	if err != nil {
 		return err
 	}
-	if err := s.mark(); err != nil {
-		return err
-	}
-	s.program, s.known = next, true
+	s.program, s.known, s.unread = next, true, false
 	s.last = Written{Elements: changes.Len(), Installed: true}
-	return nil
+	return s.mark(alone)
 }
 
 // write carries out changes on tables that are otherwise intact.
@@ -207,13 +252,14 @@ func (s *Sink) write(changes Changes) error {
 	}
 	b := &batch{}
 	grown := s.addChanges(b, changes)
-	if err := s.commit(b); err != nil {
+	alone, err := s.commit(b)
+	if err != nil {
 		s.known = false
 		return err
 	}
 	s.last.Elements = changes.Len()
 	if grown {
-		return s.mark()
+		return s.mark(alone)
 	}
 	return nil
 }
@@ -235,13 +281,19 @@ func (s *Sink) addChanges(b *batch, changes Changes) (grown bool) {
 	return grown
 }
 
-// mark writes down what the chains and rules are now, for a later start to know them by.
-func (s *Sink) mark() error {
+// mark writes down what the chains and rules are now, for later to know them by. Where
+// others wrote since we last looked, what they did must not be taken for ours: without a
+// new marker the next Check makes everything anew.
+func (s *Sink) mark(alone bool) error {
+	if !alone {
+		return nil
+	}
 	sum, old, err := s.kernel.skeleton()
 	if err != nil {
 		s.known = false
 		return err
 	}
+	before := s.generation
 	b := &batch{}
 	for _, f := range ipfamily.All {
 		if old[f] != "" {
@@ -249,30 +301,50 @@ func (s *Sink) mark() error {
 		}
 		b.addChain(f, s.marker(sum), nil)
 	}
-	if err := s.commit(b); err != nil {
+	switch alone, err := s.commit(b); {
+	case err != nil:
 		s.known = false
 		return err
+	case !alone:
+		s.generation = before // they may be in what was hashed
+		return s.unmark()
 	}
 	return nil
 }
 
-// commit writes b and notes the generation that it made. Where somebody else wrote in
-// between, that is left for Check to see.
-func (s *Sink) commit(b *batch) error {
+// unmark takes the markers away, so that the next Check makes everything anew.
+func (s *Sink) unmark() error {
+	_, markers, err := s.kernel.skeleton()
+	if err == nil {
+		b := &batch{}
+		for f, name := range markers {
+			b.deleteChain(f, name)
+		}
+		_, err = s.kernel.commit(b)
+	}
+	if err != nil {
+		s.known = false
+	}
+	return err
+}
+
+// commit writes b, and notes the generation that it made if nobody else wrote since the
+// last one that was noted, which alone says. Else that is left for Check to see.
+func (s *Sink) commit(b *batch) (alone bool, err error) {
 	before, err := s.kernel.generation()
 	if err != nil {
-		return err
+		return false, err
 	}
-	if err := s.kernel.commit(b); err != nil {
-		return fmt.Errorf("writing rules: %w", err)
+	transactions, err := s.kernel.commit(b)
+	if err != nil {
+		return false, fmt.Errorf("writing rules: %w", err)
 	}
 	after, err := s.kernel.generation()
 	if err != nil {
-		return err
+		return false, err
 	}
-	transactions := uint32(len(split(b.messages, s.kernel.limit)))
-	if before == s.generation && after == before+transactions {
+	if alone = before == s.generation && after == before+transactions; alone {
 		s.generation = after
 	}
-	return nil
+	return alone, nil
 }

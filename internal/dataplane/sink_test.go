@@ -8,6 +8,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 	"pgregory.net/rapid"
@@ -87,6 +88,12 @@ func TestRepair(t *testing.T) {
 		"a foreign element added":        {damage: "add element ip fairlead cluster_ips { 1.1.1.1 }", want: dataplane.Written{Elements: 1}},
 		"all frontends flushed":          {damage: "flush map ip fairlead cluster_ports", want: dataplane.Written{Elements: 6}},
 		"the dispatch map flushed":       {damage: "flush map ip fairlead dispatch", want: dataplane.Written{Elements: 100, Installed: true}},
+		"an endpoint in a slot far away": {damage: "add element ip fairlead endpoints { 0:2000 . 0x0000ffff : 1.2.3.4 . 80 }", want: dataplane.Written{Elements: 100, Installed: true}},
+		"a hairpin of two addresses":     {damage: "add element ip fairlead hairpins { 1.1.1.1 . 2.2.2.2 }", want: dataplane.Written{Elements: 100, Installed: true}},
+		"an id with a number in it":      {damage: "add element ip fairlead endpoints { 0:2001 . 0x00000063 : 1.2.3.4 . 80 }", want: dataplane.Written{Elements: 100, Installed: true}},
+		"a number without its chain":     {damage: "delete element ip fairlead dispatch { 0:3 }", want: dataplane.Written{Elements: 100, Installed: true}},
+		"a number with another chain":    {damage: "delete element ip fairlead dispatch { 0:3 }; add element ip fairlead dispatch { 0:3 : goto refuse }", want: dataplane.Written{Elements: 100, Installed: true}},
+		"a table put to sleep":           {damage: "add table ip fairlead { flags dormant; }", want: dataplane.Written{Elements: 100, Installed: true}},
 		"a map flushed and a rule added": {damage: "flush map ip fairlead endpoints; add chain ip fairlead x", want: dataplane.Written{Elements: 100, Installed: true}},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -107,6 +114,30 @@ func TestRepair(t *testing.T) {
 				t.Errorf("a second check wrote %+v", wrote)
 			}
 		})
+	}
+}
+
+// TestForeignRuleBeforeGrowth shows that a rule which somebody adds just before we add a
+// chain of our own is not taken for ours.
+func TestForeignRuleBeforeGrowth(t *testing.T) {
+	w := newWorld(t, 1)
+	sink := w.on(t, 0)
+	s := svc{name: "many", clusterIPs: []string{"10.96.0.1"}, port: 80, target: 80}
+	for i := range 65 {
+		s.endpoints = append(s.endpoints, fmt.Sprintf("10.1.0.%d", i+1))
+	}
+	sink.apply(snapshot(nil, s))
+	sink.nft("insert rule ip fairlead prerouting drop")
+	s.endpoints = append(s.endpoints, "10.1.1.1")
+	sink.apply(snapshot(nil, s))
+	if wrote := sink.check(); !wrote.Installed {
+		t.Errorf("check wrote %+v, want the tables made anew", wrote)
+	}
+	if out := sink.nft("list", "chain", "ip", "fairlead", "prerouting"); strings.Contains(out, "drop") {
+		t.Errorf("the rule is still there:\n%s", out)
+	}
+	if wrote := w.on(t, 0).apply(snapshot(nil, s)); wrote != (dataplane.Written{}) {
+		t.Errorf("a new agent had to write %+v", wrote)
 	}
 }
 
@@ -157,8 +188,8 @@ func TestCancelled(t *testing.T) {
 // one transaction.
 func TestLoadInParts(t *testing.T) {
 	w := newWorld(t, 1)
-	sink, snap := w.on(t, 0), snapshot(nil, big(2000)...)
-	if wrote := sink.apply(snap); wrote.Elements < 40_000 {
+	sink, snap := w.on(t, 0), snapshot(nil, big(1000)...)
+	if wrote := sink.apply(snap); wrote.Elements < 30_000 {
 		t.Errorf("wrote %+v", wrote)
 	}
 	if wrote := w.on(t, 0).apply(snap); wrote != (dataplane.Written{}) {
@@ -171,6 +202,28 @@ func TestNoPermission(t *testing.T) {
 	err := w.nodes[0].Do(func() error { return withoutCapabilities(dataplane.NewSink(dataplane.Config{}).Probe) })
 	if !errors.Is(err, dataplane.ErrPermission) || !strings.Contains(err.Error(), "CAP_NET_ADMIN") {
 		t.Errorf("Probe() = %v, want ErrPermission", err)
+	}
+}
+
+// BenchmarkReadBack is a check after somebody else wrote, with all elements, beside
+// making everything anew: what readLimit weighs.
+func BenchmarkReadBack(b *testing.B) {
+	for _, n := range []int{100, 1_000, 1_400} {
+		b.Run(fmt.Sprint(n), func(b *testing.B) {
+			w := newWorld(b, 1)
+			sink, snap := w.on(b, 0), snapshot(nil, big(n)...)
+			sink.apply(snap)
+			for b.Loop() {
+				b.StopTimer()
+				sink.nft("add table ip other; delete table ip other")
+				b.StartTimer()
+				sink.check()
+			}
+			start := time.Now()
+			sink.nft("delete table ip fairlead")
+			sink.check()
+			b.ReportMetric(float64(time.Since(start).Milliseconds()), "anew-ms")
+		})
 	}
 }
 

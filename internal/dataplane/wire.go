@@ -72,7 +72,6 @@ type element struct {
 // batch is a transaction in the making.
 type batch struct {
 	messages []netlink.Message
-	size     int // bytes on the wire
 	err      error
 }
 
@@ -108,7 +107,6 @@ func (b *batch) append(t netlink.HeaderType, flags netlink.HeaderFlags, data []b
 		Header: netlink.Header{Type: t, Flags: netlink.Request | flags},
 		Data:   data,
 	})
-	b.size += unix.NLMSG_HDRLEN + (len(data)+3)&^3
 }
 
 func (b *batch) addTable(f ipfamily.Family) {

@@ -2,34 +2,79 @@ package node
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net/netip"
+	"time"
 
+	"github.com/go-logr/logr"
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+	"k8s.io/apimachinery/pkg/util/wait"
 )
 
-// watchAddrs delivers the host's addresses to the intake, now and whenever one comes or
-// goes. It returns once the first ones are in.
-func watchAddrs(ctx context.Context, in *intake) error {
-	updates := make(chan netlink.AddrUpdate, 64)
-	if err := netlink.AddrSubscribe(updates, ctx.Done()); err != nil {
-		return fmt.Errorf("watching the host's addresses: %w", err)
+const (
+	// updateBuffer holds the news of some thousand addresses that come at once.
+	updateBuffer = 1 << 20
+
+	// resubscribeWait is between two subscriptions, after the kernel had more to say
+	// than the buffer held.
+	resubscribeWait = time.Second
+)
+
+// watchAddrs delivers the host's addresses to the intake, now and whenever some come or
+// go. It returns once the first ones are in, and goes on until ctx ends.
+func watchAddrs(ctx context.Context, in *intake, logger logr.Logger) error {
+	updates, err := subscribeAddrs(ctx, in)
+	if err != nil {
+		return err
 	}
+	go func() {
+		for ctx.Err() == nil {
+			followAddrs(updates, in, logger)
+			// The subscription ended: news were lost, so list and subscribe anew.
+			_ = wait.PollUntilContextCancel(ctx, resubscribeWait, false, func(ctx context.Context) (bool, error) {
+				updates, err = subscribeAddrs(ctx, in)
+				return err == nil, nil
+			}) // ends with ctx only
+		}
+	}()
+	return nil
+}
+
+// subscribeAddrs subscribes, and then delivers what is there, so that nothing is missed
+// in between.
+func subscribeAddrs(ctx context.Context, in *intake) (chan netlink.AddrUpdate, error) {
+	updates := make(chan netlink.AddrUpdate, 1024)
+	if err := netlink.AddrSubscribeWithOptions(updates, ctx.Done(), netlink.AddrSubscribeOptions{
+		ReceiveBufferSize: updateBuffer,
+		ErrorCallback:     func(error) {}, // the channel is closed then
+	}); err != nil {
+		return nil, fmt.Errorf("watching the host's addresses: %w", err)
+	}
+	return updates, deliverAddrs(in)
+}
+
+// followAddrs delivers the addresses after each run of updates, until the channel is
+// closed.
+func followAddrs(updates chan netlink.AddrUpdate, in *intake, logger logr.Logger) {
+	for range updates {
+		for len(updates) > 0 {
+			<-updates
+		}
+		if err := deliverAddrs(in); err != nil {
+			logger.Error(err, "Node ports stay on the addresses known so far")
+		}
+	}
+}
+
+// deliverAddrs delivers the whole listing, for its order.
+func deliverAddrs(in *intake) error {
 	addrs, err := localAddrs()
 	if err != nil {
 		return err
 	}
-	deliver := func(addrs []netip.Addr) { in.push(false, func(m *model) { m.setLocalAddrs(addrs) }) }
-	deliver(addrs)
-	go func() {
-		for range updates {
-			// The whole listing, for its order; a failed one leaves the last standing.
-			if addrs, err := localAddrs(); err == nil {
-				deliver(addrs)
-			}
-		}
-	}()
+	in.push(false, func(m *model) { m.setLocalAddrs(addrs) })
 	return nil
 }
 
@@ -38,7 +83,8 @@ func watchAddrs(ctx context.Context, in *intake) error {
 // that are not usable yet.
 func localAddrs() ([]netip.Addr, error) {
 	list, err := netlink.AddrList(nil, netlink.FAMILY_ALL)
-	if err != nil {
+	// Torn by a change, whose own news brings the next listing.
+	if err != nil && !errors.Is(err, netlink.ErrDumpInterrupted) {
 		return nil, fmt.Errorf("listing the host's addresses: %w", err)
 	}
 	var out []netip.Addr

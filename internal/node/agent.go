@@ -25,9 +25,9 @@ const (
 	// netlink message; the promise is that a damage is repaired within 2 s.
 	checkPeriod = 500 * time.Millisecond
 
-	// checkShare bounds what reading the rules back costs where other programs write
-	// their own tables all the time: a check waits this many times its own length.
-	checkShare = 20
+	// readShare bounds what reading all elements back costs where other programs write
+	// their own tables all the time: the next waits this many times as long as one took.
+	readShare = 20
 )
 
 // retry is the wait after failed writes: the rules that are there go on working.
@@ -43,8 +43,8 @@ type Sink interface {
 // rules is the Sink of the dataplane, *dataplane.Sink but in tests.
 type rules interface {
 	Sink
-	// Check repairs what others changed.
-	Check(ctx context.Context) error
+	// Check repairs what others changed, with elements down to the last element.
+	Check(ctx context.Context, elements bool) error
 	// Last is what the last Apply or Check wrote, Program what is installed.
 	Last() dataplane.Written
 	Program() dataplane.Program
@@ -62,10 +62,13 @@ type agent struct {
 	logger  logr.Logger
 
 	synced    bool
-	failing   bool
-	backoff   wait.Backoff
 	lastWrite time.Time
-	refused   persistent.Map[types.NamespacedName, error]
+	nextRead  time.Time // not before then are all elements read back
+
+	failure string // why the last write or check failed, empty where it did not
+	backoff wait.Backoff
+	retryAt time.Time
+	refused persistent.Map[types.NamespacedName, error]
 }
 
 // run keeps the sink at the newest state until ctx ends. The rules stay.
@@ -76,7 +79,7 @@ func (a *agent) run(ctx context.Context) {
 	again.Stop()
 	defer again.Stop()
 	for {
-		var due bool
+		due := false
 		select {
 		case <-ctx.Done():
 			return
@@ -85,20 +88,32 @@ func (a *agent) run(ctx context.Context) {
 		case <-again.C():
 			due = true
 		case <-check.C():
-			check.Reset(a.check(ctx))
-			continue
+			due = a.check(ctx)
+			check.Reset(checkPeriod)
+		}
+		if ctx.Err() != nil {
+			return
 		}
 		if !due {
 			continue
 		}
-		if wait := batchPeriod - a.clock.Since(a.lastWrite); wait > 0 {
+		if wait := a.mayWriteAt().Sub(a.clock.Now()); wait > 0 {
 			again.Reset(wait)
 			continue
 		}
-		if wait := a.write(ctx); wait > 0 {
-			again.Reset(wait)
+		if !a.write(ctx) && ctx.Err() == nil {
+			again.Reset(a.retryAt.Sub(a.clock.Now()))
 		}
 	}
+}
+
+// mayWriteAt is when the next write may be: a period after the last, and when it failed
+// not before its backoff is over, whatever comes in.
+func (a *agent) mayWriteAt() time.Time {
+	if a.failure != "" {
+		return a.retryAt
+	}
+	return a.lastWrite.Add(batchPeriod)
 }
 
 // takeIn brings the model up to date and says whether there is something to write. Not
@@ -109,13 +124,12 @@ func (a *agent) takeIn() bool {
 		e(a.model)
 	}
 	a.health.setEligible(a.model.eligible())
-	if synced && !a.synced {
+	first := synced && !a.synced
+	if first {
 		a.synced = true
 		a.sayWhereNodePortsAre()
-		a.health.queued(a.clock.Now())
-		return true
 	}
-	if !a.synced || !a.model.store.Pending() && !a.failing {
+	if !first && (!a.synced || !a.model.store.Pending()) {
 		return false
 	}
 	a.health.queued(a.clock.Now())
@@ -132,22 +146,20 @@ func (a *agent) sayWhereNodePortsAre() {
 	a.logger.Info("Caches have synced", "nodePortAddresses", addrs)
 }
 
-// write applies the newest state and returns when to try again, 0 for not.
-func (a *agent) write(ctx context.Context) time.Duration {
+// write applies the newest state, and says whether that worked.
+func (a *agent) write(ctx context.Context) bool {
 	start := a.clock.Now()
 	err := a.rules.Apply(ctx, a.model.store.Snapshot())
 	a.lastWrite = a.clock.Now()
-	if err != nil {
-		if !a.failing {
-			a.failing, a.backoff = true, retry
-		}
-		wait := a.backoff.Step()
-		a.metrics.failures.Inc()
-		a.logger.Error(err, "Writing rules failed, those that are there stay", "retryAfter", wait)
-		return wait
+	if ctx.Err() != nil {
+		return false
 	}
-	if a.failing {
-		a.failing = false
+	if err != nil {
+		a.fail(err, "Writing rules failed, will try again")
+		return false
+	}
+	if a.failure != "" {
+		a.failure = ""
 		a.logger.Info("Writing rules works again")
 	}
 	a.health.updated(a.lastWrite)
@@ -157,7 +169,21 @@ func (a *agent) write(ctx context.Context) time.Duration {
 		a.logger.Info("Installed the rules", "services", program.Snapshot.Services.Len(), "elements", written.Elements)
 	}
 	a.sayRefused(program)
-	return 0
+	return true
+}
+
+// fail notes a failure and when to try again. It says so once for each reason.
+func (a *agent) fail(err error, message string) {
+	a.metrics.failures.Inc()
+	if a.failure == "" {
+		a.backoff = retry
+		a.health.queued(a.clock.Now())
+	}
+	a.retryAt = a.clock.Now().Add(a.backoff.Step())
+	if reason := err.Error(); reason != a.failure {
+		a.failure = reason
+		a.logger.Error(err, message)
+	}
 }
 
 // sayRefused logs each Service that could not be compiled whole, once.
@@ -171,17 +197,28 @@ func (a *agent) sayRefused(program dataplane.Program) {
 	a.refused = program.Refused
 }
 
-// check repairs what others did to the rules and returns when to check next.
-func (a *agent) check(ctx context.Context) time.Duration {
+// check repairs what others did to the rules, and says whether everything has to be
+// written because that failed.
+func (a *agent) check(ctx context.Context) bool {
+	if a.failure != "" {
+		return false // the next write looks at everything
+	}
 	start := a.clock.Now()
-	err := a.rules.Check(ctx)
-	switch written := a.rules.Last(); {
-	case err != nil:
-		a.metrics.failures.Inc()
-		a.logger.Error(err, "Checking the rules failed")
-	case written.Elements > 0 || written.Installed:
+	err := a.rules.Check(ctx, !start.Before(a.nextRead))
+	if ctx.Err() != nil {
+		return false
+	}
+	now := a.clock.Now()
+	if now.After(a.nextRead) {
+		a.nextRead = now.Add(readShare * now.Sub(start))
+	}
+	if err != nil {
+		a.fail(err, "Checking the rules failed, will write them again")
+		return true
+	}
+	if written := a.rules.Last(); written.Elements > 0 || written.Installed {
 		a.metrics.repairs.Inc()
 		a.logger.Info("Somebody else changed the rules, they are repaired", "elements", written.Elements, "madeAnew", written.Installed)
 	}
-	return max(checkPeriod, checkShare*a.clock.Since(start))
+	return false
 }

@@ -103,7 +103,7 @@ func Run(ctx context.Context, cfg *v1alpha1.NodeConfiguration, restConfig *rest.
 		if err := config.WaitForAPIServer(ctx, restConfig, logger); err != nil && ctx.Err() == nil {
 			return err
 		}
-		if err := watchAddrs(ctx, a.intake); err != nil {
+		if err := watchAddrs(ctx, a.intake, logger); err != nil {
 			return err
 		}
 		a.intake.watch(ctx, client, node, logger)

@@ -58,7 +58,7 @@ func (h *health) handler() http.Handler {
 	mux.HandleFunc("/healthz", func(w http.ResponseWriter, _ *http.Request) {
 		report, live, eligible := h.report()
 		report.NodeEligible = &eligible
-		answer(w, report, live && eligible)
+		answer(w, report, live && eligible && !report.LastUpdated.IsZero())
 	})
 	mux.HandleFunc("/livez", func(w http.ResponseWriter, _ *http.Request) {
 		report, live, _ := h.report()
@@ -67,12 +67,13 @@ func (h *health) handler() http.Handler {
 	return mux
 }
 
-// report says whether rules were written, and no change has been waiting for too long.
+// report says whether no change has been waiting for too long. An agent that waits for
+// its API server is live: to restart it helps nobody.
 func (h *health) report() (report healthReport, live, eligible bool) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	now := h.clock.Now()
-	live = !h.lastUpdated.IsZero() && (h.pending.IsZero() || now.Sub(h.pending) < healthTimeout)
+	live = h.pending.IsZero() || now.Sub(h.pending) < healthTimeout
 	return healthReport{LastUpdated: h.lastUpdated, CurrentTime: now}, live, h.eligible
 }
 

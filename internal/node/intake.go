@@ -17,6 +17,8 @@ import (
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/tools/cache"
 	"k8s.io/klog/v2"
+
+	"fairlead.dev/fairlead/internal/config"
 )
 
 // intake collects what the API server's watches say until the agent takes it. There is
@@ -193,13 +195,13 @@ func (s *spokesman) failure(ctx context.Context, err error) {
 	// Listing and watching fail in turn, for the same reason in other words.
 	reason := string(apierrors.ReasonForError(err))
 	if reason == "" {
-		reason = err.Error()
+		reason = config.RootCause(err)
 	}
 	if reason == s.last {
 		return
 	}
 	s.last = reason
-	s.logger.Info("Cannot watch, will keep trying; the rules stay as they are", "reason", err.Error())
+	s.logger.Info("Cannot watch, will keep trying; the rules stay as they are", "reason", config.RootCause(err))
 }
 
 func (s *spokesman) success() {

@@ -37,8 +37,11 @@ func TestController(t *testing.T) {
 		slices, err := c.Client.DiscoveryV1().EndpointSlices("default").List(t.Context(), metav1.ListOptions{
 			LabelSelector: discoveryv1.LabelServiceName + "=web",
 		})
-		if err != nil || len(slices.Items) != 1 || len(slices.Items[0].Endpoints) != 1 || slices.Items[0].Endpoints[0].Addresses[0] != "10.244.1.2" {
-			return fmt.Errorf("%w, slices %+v", err, slices)
+		if err != nil {
+			return err
+		}
+		if len(slices.Items) != 1 || len(slices.Items[0].Endpoints) != 1 || slices.Items[0].Endpoints[0].Addresses[0] != "10.244.1.2" {
+			return fmt.Errorf("slices %+v", slices)
 		}
 		return nil
 	})
@@ -76,8 +79,11 @@ func wantIngress(t *testing.T, c *cluster.Cluster, name, want string) {
 	t.Helper()
 	cluster.Eventually(t, func() error {
 		svc, err := c.Client.CoreV1().Services("default").Get(t.Context(), name, metav1.GetOptions{})
-		if err != nil || len(svc.Status.LoadBalancer.Ingress) != 1 || svc.Status.LoadBalancer.Ingress[0].IP != want {
-			return fmt.Errorf("%w, status %+v, want ingress %s", err, svc.Status, want)
+		if err != nil {
+			return err
+		}
+		if len(svc.Status.LoadBalancer.Ingress) != 1 || svc.Status.LoadBalancer.Ingress[0].IP != want {
+			return fmt.Errorf("status %+v, want ingress %s", svc.Status, want)
 		}
 		return nil
 	})

@@ -2,6 +2,7 @@ package e2e_test
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net/netip"
 	"strings"
@@ -175,11 +176,14 @@ func (w *nodeWorld) takeEndpoint(t *testing.T) {
 
 // refused returns nil when the Service refuses, as it does without endpoints.
 func (w *nodeWorld) refused(at netip.AddrPort) error {
-	err := w.ask(&w.node.Host, at)
-	if err == nil || !strings.Contains(err.Error(), "connection refused") {
-		return fmt.Errorf("got %w, want connection refused", err)
+	switch err := w.ask(&w.node.Host, at); {
+	case err == nil:
+		return errors.New("got an answer, want connection refused")
+	case errors.Is(err, syscall.ECONNREFUSED):
+		return nil
+	default:
+		return err
 	}
-	return nil
 }
 
 // TestNodeThatDoesNotExist: it says so, and serves.
