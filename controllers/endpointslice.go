@@ -83,7 +83,7 @@ func newEndpointSliceReconciler(mgr ctrl.Manager, cfg v1alpha1.Endpoints) *Endpo
 
 // SetupWithManager registers the controller, its indices and its metrics.
 func (r *EndpointSliceReconciler) SetupWithManager(mgr ctrl.Manager) error {
-	if err := registerEndpointSliceMetrics(); err != nil {
+	if err := registerMetrics(endpointSliceChanges, endpointSliceSyncDuration, endpointSliceDifferences); err != nil {
 		return err
 	}
 	// The manager stops its caches, so this context has nothing to end.

@@ -28,10 +28,6 @@ var (
 	}, []string{"operation"})
 )
 
-func registerEndpointSliceMetrics() error {
-	return registerMetrics(endpointSliceChanges, endpointSliceSyncDuration, endpointSliceDifferences)
-}
-
 // sliceDifferences sums over Services what would be written. The zero value is ready.
 type sliceDifferences struct {
 	mu        sync.Mutex
