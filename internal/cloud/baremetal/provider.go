@@ -167,7 +167,8 @@ func (p *Provider) HasClusterID() bool { return true }
 
 // holds says whether what is in the status of svc is from here, or is to be. It may be of
 // another class than those we want: one that we served before, or that another fairlead
-// serves out of the same pools.
+// did. Two at the same time need pools of their own: what the other assigns after our
+// first listing is not followed.
 func (p *Provider) holds(svc *corev1.Service) bool {
 	return p.wants(svc) || svc.Annotations[v1alpha1.AnnotationProvider] == Name
 }
