@@ -108,7 +108,7 @@ func (c *Cluster) KubeconfigOf(t testing.TB, u envtest.User) string {
 func Build(t testing.TB) string {
 	t.Helper()
 	path := filepath.Join(t.TempDir(), "fairlead")
-	cmd := exec.CommandContext(t.Context(), "go", "build", "-o", path, "fairlead.dev/fairlead")
+	cmd := exec.CommandContext(t.Context(), "go", "build", "-trimpath", "-o", path, "fairlead.dev/fairlead")
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
 	if out, err := cmd.CombinedOutput(); err != nil {
 		t.Fatalf("building fairlead: %v\n%s", err, out)
@@ -186,22 +186,23 @@ func (p *Process) Says(text string) {
 	})
 }
 
-// buffer is a bytes.Buffer for a process that writes and a test that reads.
+// buffer is a bytes.Buffer for a process that writes and a test that reads. It has none
+// of its other methods: io.Copy would go past the lock with ReadFrom.
 type buffer struct {
-	mu sync.Mutex
-	bytes.Buffer
+	mu   sync.Mutex
+	text bytes.Buffer
 }
 
 func (b *buffer) Write(p []byte) (int, error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	return b.Buffer.Write(p)
+	return b.text.Write(p)
 }
 
 func (b *buffer) String() string {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	return b.Buffer.String()
+	return b.text.String()
 }
 
 // Eventually calls check until it returns nil.

@@ -21,7 +21,7 @@ func TestTheDemoEndsWithEveryAnswerRight(t *testing.T) {
 	t.Setenv("TMPDIR", temp)
 	o := parseFlags([]string{"demo", "-once"})
 	o.fairlead = filepath.Join(t.TempDir(), "fairlead")
-	cmd := exec.CommandContext(t.Context(), "go", "build", "-o", o.fairlead, ".")
+	cmd := exec.CommandContext(t.Context(), "go", "build", "-trimpath", "-o", o.fairlead, ".")
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
 	if out, err := cmd.CombinedOutput(); err != nil {
 		t.Fatalf("building fairlead: %v\n%s", err, out)
