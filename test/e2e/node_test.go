@@ -52,13 +52,17 @@ func (w *nodeWorld) run(t *testing.T, args ...string) *cluster.Process {
 // answers waits until the Service answers from the node itself and from outside.
 func (w *nodeWorld) answers(t *testing.T) {
 	t.Helper()
-	cluster.Eventually(t, func() error { return w.ask(&w.node.Host, w.vip) })
-	cluster.Eventually(t, func() error { return w.ask(w.client, w.byNodePort) })
+	// Asked in short, since a packet that no rule takes up yet goes unanswered.
+	cluster.Eventually(t, func() error { return w.askFor(200*time.Millisecond, &w.node.Host, w.vip) })
+	cluster.Eventually(t, func() error { return w.askFor(200*time.Millisecond, w.client, w.byNodePort) })
 }
 
 func (w *nodeWorld) ask(from *netlab.Host, at netip.AddrPort) error {
-	// Short, since a packet that no rule takes up yet goes unanswered.
-	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
+	return w.askFor(time.Second, from, at)
+}
+
+func (w *nodeWorld) askFor(timeout time.Duration, from *netlab.Host, at netip.AddrPort) error {
+	ctx, cancel := context.WithTimeout(context.Background(), timeout)
 	defer cancel()
 	name, _, err := from.HTTP(ctx, at)
 	if err == nil && name != "web-1" {
