@@ -60,7 +60,7 @@ type Program struct {
 // it was.
 func Compile(prev Program, s *service.Snapshot) Program {
 	c := &compiler{
-		next:      prev,
+		lastID:    prev.lastID,
 		frontends: prev.Ruleset.Frontends.Edit(), slots: prev.Ruleset.Slots.Edit(), set: prev.Ruleset.Members.Edit(),
 		ids: prev.ids.Edit(), taken: prev.taken.Edit(), refused: prev.Refused.Edit(),
 		claims: prev.claims.Edit(), members: prev.members.Edit(),
@@ -90,13 +90,13 @@ func Compile(prev Program, s *service.Snapshot) Program {
 	return Program{
 		Ruleset:  Ruleset{Frontends: c.frontends.Map(), Slots: c.slots.Map(), Members: c.set.Map()},
 		Snapshot: s, Refused: c.refused.Map(),
-		ids: c.ids.Map(), taken: c.taken.Map(), lastID: c.next.lastID,
+		ids: c.ids.Map(), taken: c.taken.Map(), lastID: c.lastID,
 		claims: c.claims.Map(), members: c.members.Map(),
 	}
 }
 
 type compiler struct {
-	next      Program
+	lastID    uint32
 	frontends *persistent.Edit[Frontend, Target]
 	slots     *persistent.Edit[SlotKey, []netip.AddrPort]
 	set       *persistent.Edit[Member, struct{}]
@@ -186,11 +186,11 @@ func (c *compiler) id(key portKey) (uint32, bool) {
 		return id, true
 	}
 	for range MaxPorts {
-		c.next.lastID = c.next.lastID%MaxPorts + 1
-		if _, used := c.taken.Get(c.next.lastID); !used {
-			c.ids.Set(key, c.next.lastID)
-			c.taken.Set(c.next.lastID, key)
-			return c.next.lastID, true
+		c.lastID = c.lastID%MaxPorts + 1
+		if _, used := c.taken.Get(c.lastID); !used {
+			c.ids.Set(key, c.lastID)
+			c.taken.Set(c.lastID, key)
+			return c.lastID, true
 		}
 	}
 	return 0, false

@@ -124,6 +124,10 @@ func (s *Sink) Check(ctx context.Context, elements bool) error {
 	if err != nil || generation == s.generation && !s.unread {
 		return err
 	}
+	readable := s.program.Ruleset.elements() <= readLimit
+	if readable && elements {
+		return s.checkElements()
+	}
 	intact, err := s.intact()
 	if err != nil {
 		return err
@@ -131,14 +135,11 @@ func (s *Sink) Check(ctx context.Context, elements bool) error {
 	if !intact {
 		return s.install(s.program)
 	}
-	if s.unread = s.program.Ruleset.elements() <= readLimit; s.unread && elements {
-		return s.checkElements()
-	}
-	s.generation = generation
+	s.generation, s.unread = generation, readable
 	return nil
 }
 
-// checkElements compares all elements with what was written, and edits what differs.
+// checkElements compares the rules and all elements with what was written, and edits what differs.
 func (s *Sink) checkElements() error {
 	want := s.program
 	have, intact, err := s.read()

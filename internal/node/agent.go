@@ -137,7 +137,7 @@ func (a *agent) takeIn() bool {
 }
 
 func (a *agent) sayWhereNodePortsAre() {
-	addrs := nodePortAddrs(a.model.nodePortCIDRs, a.model.node, a.model.local)
+	addrs := a.model.nodePortAddrs()
 	if a.model.node == nil {
 		a.logger.Info("Node not found in the API, is --node-name right? Everything else works; node ports are "+
 			"served on the host's own addresses until it appears", "nodePortAddresses", addrs)

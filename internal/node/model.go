@@ -35,9 +35,9 @@ func (m *model) setLocalAddrs(addrs []netip.Addr) {
 	m.settleAddrs()
 }
 
-func (m *model) settleAddrs() {
-	m.store.SetNodePortAddrs(nodePortAddrs(m.nodePortCIDRs, m.node, m.local))
-}
+func (m *model) settleAddrs() { m.store.SetNodePortAddrs(m.nodePortAddrs()) }
+
+func (m *model) nodePortAddrs() []netip.Addr { return nodePortAddrs(m.nodePortCIDRs, m.node, m.local) }
 
 // eligible says whether the node should get traffic from load balancers.
 func (m *model) eligible() bool {

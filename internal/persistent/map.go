@@ -64,24 +64,20 @@ func (m Map[K, V]) All() iter.Seq2[K, V] {
 
 // Edit starts a new version from m.
 func (m Map[K, V]) Edit() *Edit[K, V] {
-	e := &Edit[K, V]{shards: new([shardCount]*shard[K, V]), len: m.len}
-	if m.shards != nil {
-		*e.shards = *m.shards
-	}
-	return e
+	return &Edit[K, V]{shards: m.shards, len: m.len}
 }
 
 // Edit is a version in the making. It is not safe for concurrent use.
 type Edit[K comparable, V any] struct {
-	shards *[shardCount]*shard[K, V]
+	shards *[shardCount]*shard[K, V] // a Map's until the first change
+	copied bool
 	owned  [shardCount]bool // parts that no Map shares
 	len    int
 }
 
 // Get returns the value of k.
 func (e *Edit[K, V]) Get(k K) (V, bool) {
-	v, ok := e.shards[index(k)].all()[k]
-	return v, ok
+	return Map[K, V]{shards: e.shards}.Get(k)
 }
 
 // Set gives k the value v.
@@ -95,14 +91,20 @@ func (e *Edit[K, V]) Set(k K, v V) {
 
 // Delete removes k, if it is there.
 func (e *Edit[K, V]) Delete(k K) {
-	i := index(k)
-	if _, ok := e.shards[i].all()[k]; ok {
-		delete(e.own(i).entries, k)
+	if _, ok := e.Get(k); ok {
+		delete(e.own(index(k)).entries, k)
 		e.len--
 	}
 }
 
 func (e *Edit[K, V]) own(i uint64) *shard[K, V] {
+	if !e.copied {
+		table := new([shardCount]*shard[K, V])
+		if e.shards != nil {
+			*table = *e.shards
+		}
+		e.shards, e.copied = table, true
+	}
 	if !e.owned[i] {
 		e.owned[i] = true
 		entries := maps.Clone(e.shards[i].all())
