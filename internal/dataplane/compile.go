@@ -118,15 +118,15 @@ func (c *compiler) install(svc *service.Service) {
 			continue
 		}
 		for _, f := range ipfamily.All {
-			backends := p.Backends[f][:min(len(p.Backends[f]), MaxEndpoints)]
-			if len(backends) < len(p.Backends[f]) {
+			backends := p.Cluster[f][:min(len(p.Cluster[f]), MaxEndpoints)]
+			if len(backends) < len(p.Cluster[f]) {
 				c.refused.Set(svc.Name, fmt.Errorf("port %d: only the first %d of %d endpoints are used",
-					p.Port, MaxEndpoints, len(p.Backends[f])))
+					p.Port, MaxEndpoints, len(p.Cluster[f])))
 			}
 			c.place(SlotKey{f, id}, backends)
 		}
 		for _, f := range frontends(svc, p) {
-			target := Target{ID: id, Endpoints: uint32(min(len(p.Backends[ipfamily.Of(f.Addr)]), MaxEndpoints))}
+			target := Target{ID: id, Endpoints: uint32(min(len(p.Cluster[ipfamily.Of(f.Addr)]), MaxEndpoints))}
 			c.claim(f.Frontend, claim{kind: f.kind, created: svc.Created, owner: key, target: target})
 		}
 		c.count(p, +1)
@@ -261,7 +261,7 @@ func (c *compiler) settle(f Frontend, claims []claim) {
 // count adds by to the wishes for the hairpin entries of p's local endpoints.
 func (c *compiler) count(p *service.Port, by int) {
 	for _, f := range ipfamily.All {
-		for _, b := range p.Backends[f] {
+		for _, b := range p.Cluster[f] {
 			if b.Local {
 				c.want(Member{hairpinSet, b.Addr.Addr()}, by)
 			}

@@ -122,7 +122,7 @@ func build(name types.NamespacedName, s *spec, all map[string]*slice) *Service {
 				collect(candidates, sl.endpoints, target)
 			}
 		}
-		p.Backends = usable(candidates)
+		p.Cluster = usable(candidates)
 	}
 	return out
 }
@@ -144,10 +144,10 @@ func collect(candidates map[netip.AddrPort]endpoint, endpoints []endpoint, port 
 // address order. Ready ones win; with none ready it falls back to those that are
 // terminating but still serving (KEP-1669), so that a rolling restart drops no
 // connections. The families are judged separately, as each has clients of its own.
-func usable(candidates map[netip.AddrPort]endpoint) (out [len(ipfamily.All)][]Backend) {
+func usable(candidates map[netip.AddrPort]endpoint) (out Backends) {
 	var draining [len(ipfamily.All)][]Backend
 	for addr, e := range candidates {
-		f, b := ipfamily.Of(e.addr), Backend{Addr: addr, Local: e.local}
+		f, b := ipfamily.Of(e.addr), Backend{Addr: addr, Local: e.local, Weight: 1}
 		switch {
 		case e.ready:
 			out[f] = append(out[f], b)

@@ -22,13 +22,29 @@ const (
 	SCTP Protocol = 132
 )
 
+// Scheduler says how the endpoint of a new connection is picked.
+type Scheduler uint8
+
+// The schedulers, by the values of annotation fairlead.dev/scheduler.
+const (
+	Random     Scheduler = iota // "random", the default
+	RoundRobin                  // "round-robin": in turn
+	SourceHash                  // "source-hash": by a hash of the client's address
+	Maglev                      // "maglev": by a hash that moves few clients when endpoints change
+)
+
 // Backend is an endpoint of a Service port that should get new connections.
 type Backend struct {
 	Addr netip.AddrPort
 	// Local says that the endpoint may be on this node: a packet of its own can come
 	// back to it.
 	Local bool
+	// Weight is its share of new connections beside the others', at least 1.
+	Weight uint16
 }
+
+// Backends are endpoints by family, each in address order.
+type Backends [len(ipfamily.All)][]Backend
 
 // Port is one port of a Service with what stands behind it.
 type Port struct {
@@ -36,8 +52,13 @@ type Port struct {
 	Protocol Protocol
 	Port     uint16
 	NodePort uint16 // 0 for none
-	// Backends are the usable endpoints of each family in address order.
-	Backends [len(ipfamily.All)][]Backend
+	// Cluster are the usable endpoints of the whole cluster, after topology, Local
+	// those on this node. They are judged separately: draining endpoints of this node
+	// are in Local while there are ready ones elsewhere.
+	Cluster, Local Backends
+	// Serving are the endpoints that still serve but are neither in Cluster nor in
+	// Local, in address order: flows that they have are theirs to end.
+	Serving [len(ipfamily.All)][]netip.AddrPort
 }
 
 // Service is what a node has to know of a Service. It is immutable once in a Snapshot.
@@ -48,6 +69,24 @@ type Service struct {
 	// of both families. LoadBalancerIPs are those of ipMode VIP.
 	ClusterIPs, ExternalIPs, LoadBalancerIPs []netip.Addr
 	Ports                                    []Port
+
+	// InternalLocal is internalTrafficPolicy Local, ExternalLocal externalTrafficPolicy
+	// Local.
+	InternalLocal, ExternalLocal bool
+	// Affinity is for how long a client stays with its endpoint after its last new
+	// connection, in whole seconds; 0 for no affinity.
+	Affinity time.Duration
+	// SourceRanges are who may reach the LoadBalancerIPs, of both families; nil is
+	// everyone. A family without a range is closed where there are any.
+	SourceRanges []netip.Prefix
+	Scheduler    Scheduler
+	// HealthCheckNodePort is 0 for none. ReadyLocal are the ready endpoints on this
+	// node, of each family, that it tells of.
+	HealthCheckNodePort uint16
+	ReadyLocal          [len(ipfamily.All)]int
+
+	// Faults say which values of the object could not be used, by field; the rest is.
+	Faults []string
 }
 
 // Snapshot is the whole desired state of a node. It is an immutable value.
@@ -55,4 +94,11 @@ type Snapshot struct {
 	Services persistent.Map[types.NamespacedName, *Service]
 	// NodePortAddrs are the addresses of this node that serve node ports, in order.
 	NodePortAddrs []netip.Addr
+	// NodeAddrs are all addresses of this node that other hosts can reach, in order.
+	NodeAddrs []netip.Addr
+	// PodCIDRs are the ranges that pods are told by, of both families, in order: those
+	// of the cluster or of this node, as configured.
+	PodCIDRs []netip.Prefix
+	// ServiceCIDRs are the ranges that ClusterIPs come from, of both families, in order.
+	ServiceCIDRs []netip.Prefix
 }

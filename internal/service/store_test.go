@@ -89,7 +89,7 @@ func TestBackends(t *testing.T) {
 			st.SetService(webService(nil))
 			got, _ := st.Snapshot().Services.Get(web)
 			var addrs []string
-			for _, b := range got.Ports[0].Backends[ipfamily.IPv4] {
+			for _, b := range got.Ports[0].Cluster[ipfamily.IPv4] {
 				addrs = append(addrs, b.Addr.String())
 			}
 			if diff := cmp.Diff(tc.want, addrs); diff != "" {
@@ -174,7 +174,7 @@ func TestStoreFollowsEvents(t *testing.T) {
 		if !ok {
 			return -1
 		}
-		return len(svc.Ports[0].Backends[ipfamily.IPv4])
+		return len(svc.Ports[0].Cluster[ipfamily.IPv4])
 	}
 	if backends(first, "web") != 1 || backends(first, "other") != 0 {
 		t.Fatalf("web has %d backends, other %d; want 1 and 0", backends(first, "web"), backends(first, "other"))
@@ -222,7 +222,7 @@ func TestLocal(t *testing.T) {
 			e.NodeName = tc.node
 			st.SetSlice(webSlice("a", e))
 			got, _ := st.Snapshot().Services.Get(web)
-			if local := got.Ports[0].Backends[ipfamily.IPv4][0].Local; local != tc.want {
+			if local := got.Ports[0].Cluster[ipfamily.IPv4][0].Local; local != tc.want {
 				t.Errorf("Local = %t, want %t", local, tc.want)
 			}
 		})
