@@ -73,7 +73,7 @@ func nodeName(flag string) (string, error) {
 // cannot listen; it waits for an API server that is not there yet.
 func Run(ctx context.Context, cfg *v1alpha1.NodeConfiguration, restConfig *rest.Config, node string, logger logr.Logger) error {
 	logger = logger.WithValues("node", node)
-	sink := dataplane.NewSink(dataplane.Config{Local: localTraffic(cfg.LocalTraffic), MasqueradeAll: cfg.MasqueradeAll})
+	sink := dataplane.NewSink(dataplane.Config{Local: localTraffic(cfg.LocalTraffic), MasqueradeAll: cfg.MasqueradeAll, Counters: cfg.Counters})
 	if err := sink.Probe(); err != nil {
 		return err
 	}
