@@ -29,7 +29,7 @@ build: ## Build bin/fairlead, static
 	$(RELEASE) -o bin/fairlead .
 
 .PHONY: control-plane
-control-plane: ## Build etcd, kube-apiserver and kubectl for the tests (5 minutes, once)
+control-plane: ## Build etcd, kube-apiserver, kubectl and kube-proxy for the tests (5 minutes, once)
 	cd test/controlplane && go run . -out $(CURDIR)/bin/controlplane
 
 .PHONY: demo
