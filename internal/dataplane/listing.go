@@ -118,25 +118,29 @@ func hashChain(h hash.Hash, m netlink.Message, f ipfamily.Family, markers map[ip
 	return ad.Err()
 }
 
-// contents reads all elements of our tables. A set that is missing is fs.ErrNotExist.
-func (k *kernel) contents() (*reader, error) {
+// contents reads all elements of our tables, but for what packets add to them. A set
+// that is missing is fs.ErrNotExist; what we never write is errForeign.
+func (k *kernel) contents() (Ruleset, error) {
 	r := newReader()
 	for _, f := range ipfamily.All {
 		for _, def := range shapeOf(f).sets() {
+			if def.dynamic > 0 {
+				continue
+			}
 			replies, err := k.get(unix.NFT_MSG_GETSETELEM, family(f), netlink.Dump,
 				netlink.Attribute{Type: unix.NFTA_SET_ELEM_LIST_TABLE, Data: append([]byte(TableName), 0)},
 				netlink.Attribute{Type: unix.NFTA_SET_ELEM_LIST_SET, Data: append([]byte(def.name), 0)})
 			if err != nil {
-				return nil, fmt.Errorf("listing nftables set %s %s: %w", familyName(f), def.name, err)
+				return Ruleset{}, fmt.Errorf("listing nftables set %s %s: %w", familyName(f), def.name, err)
 			}
 			for _, m := range replies {
 				if err := takeMessage(r, m, f, def.name); err != nil {
-					return nil, err
+					return Ruleset{}, err
 				}
 			}
 		}
 	}
-	return r, nil
+	return r.ruleset()
 }
 
 func takeMessage(r *reader, m netlink.Message, f ipfamily.Family, set string) error {
@@ -168,6 +172,10 @@ func (e *element) decode(ad *netlink.AttributeDecoder) error {
 		switch ad.Type() {
 		case unix.NFTA_SET_ELEM_KEY:
 			ad.Nested(e.decodeData(&e.key))
+		case nftSetElemKeyEnd:
+			ad.Nested(e.decodeData(&e.keyEnd))
+		case unix.NFTA_SET_ELEM_FLAGS:
+			e.end = ad.Uint32()&unix.NFT_SET_ELEM_INTERVAL_END != 0
 		case unix.NFTA_SET_ELEM_DATA:
 			ad.Nested(e.decodeData(&e.data))
 		}

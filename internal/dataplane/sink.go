@@ -28,7 +28,6 @@ type Sink struct {
 	// known is false at first and after every failed write: the kernel is read then.
 	program Program
 	known   bool
-	classes map[ipfamily.Family]map[uint32]bool
 
 	// generation is the ruleset's number after our last write or check; another one
 	// means that somebody else wrote.
@@ -146,8 +145,12 @@ func (s *Sink) checkElements() error {
 	if err != nil {
 		return err
 	}
-	if !intact || s.write(Diff(have, want.Ruleset)) != nil {
+	if !intact {
 		return s.install(want)
+	}
+	changes := Diff(have, want.Ruleset)
+	if len(changes.Classes) > 0 || s.write(changes) != nil {
+		return s.install(want) // a chain is there still whose number somebody took
 	}
 	s.unread = false
 	return nil
@@ -183,35 +186,15 @@ func (s *Sink) read() (have Ruleset, intact bool, err error) {
 	if intact, err := s.intact(); err != nil || !intact {
 		return have, false, err
 	}
-	elements, err := s.kernel.contents()
+	have, err = s.kernel.contents()
 	switch {
 	case errors.Is(err, fs.ErrNotExist), errors.Is(err, errForeign):
 		return have, false, nil
 	case err != nil:
 		return have, false, err
-	case !elements.dispatches(s.classes):
-		return have, false, nil
 	}
-	s.generation, s.classes = generation, elements.classes
-	return elements.ruleset(), true, nil
-}
-
-// dispatches says whether every number of endpoints that has a chain leads to it: those
-// made from the start, and those of known.
-func (r *reader) dispatches(known map[ipfamily.Family]map[uint32]bool) bool {
-	for _, f := range ipfamily.All {
-		for n := range uint32(readyClasses + 1) {
-			if !r.classes[f][n] {
-				return false
-			}
-		}
-		for n := range known[f] {
-			if !r.classes[f][n] {
-				return false
-			}
-		}
-	}
-	return true
+	s.generation = generation
+	return have, true, nil
 }
 
 // marker names the layout, and what the kernel made of it.
@@ -226,17 +209,12 @@ func (s *Sink) install(next Program) error {
 	}
 	changes := Diff(Ruleset{}, next.Ruleset)
 	b := &batch{}
-	s.classes = map[ipfamily.Family]map[uint32]bool{}
 	for _, f := range ipfamily.All {
 		b.addTable(f) // so that there is one to delete
 		b.deleteTable(f)
 		b.addLayout(s.cfg, f)
-		s.classes[f] = map[uint32]bool{}
-		for n := range uint32(readyClasses + 1) {
-			s.classes[f][n] = true
-		}
 	}
-	s.addChanges(b, changes)
+	b.addChanges(changes)
 	alone, err := s.commit(b)
 	if err != nil {
 		return err
@@ -252,34 +230,42 @@ func (s *Sink) write(changes Changes) error {
 		return nil
 	}
 	b := &batch{}
-	grown := s.addChanges(b, changes)
+	b.addChanges(changes)
 	alone, err := s.commit(b)
 	if err != nil {
 		s.known = false
 		return err
 	}
 	s.last.Elements = changes.Len()
-	if grown {
+	if len(changes.Classes) > 0 {
 		return s.mark(alone)
 	}
 	return nil
 }
 
-// addChanges puts changes into b, with the chains they need, and says whether any are
-// new.
-func (s *Sink) addChanges(b *batch, changes Changes) (grown bool) {
-	for _, ch := range changes.Frontends {
-		f, n := ipfamily.Of(ch.Key.Addr), ch.New.Endpoints
-		if ch.HasNew && !s.classes[f][n] {
-			b.addClass(f, n)
-			s.classes[f][n] = true
-			grown = true
+// addChanges puts changes into b: the chains that are led to come first, those that
+// nothing leads to any more go last.
+func (b *batch) addChanges(changes Changes) {
+	for _, f := range ipfamily.All {
+		for _, ch := range changes.Classes {
+			if ch.HasNew && !ch.HadOld {
+				b.addClass(f, ch.Key, ch.New)
+			}
 		}
 	}
 	for _, phase := range changes.phases() {
 		b.addEdits(phase)
 	}
-	return grown
+	for _, f := range ipfamily.All {
+		for _, ch := range changes.Classes {
+			if ch.HadOld {
+				b.deleteClass(f, ch.Key, ch.Old)
+			}
+			if ch.HadOld && ch.HasNew {
+				b.addClass(f, ch.Key, ch.New)
+			}
+		}
+	}
 }
 
 // mark writes down what the chains and rules are now, for later to know them by. Where

@@ -73,7 +73,7 @@ func nodeName(flag string) (string, error) {
 // cannot listen; it waits for an API server that is not there yet.
 func Run(ctx context.Context, cfg *v1alpha1.NodeConfiguration, restConfig *rest.Config, node string, logger logr.Logger) error {
 	logger = logger.WithValues("node", node)
-	sink := dataplane.NewSink(dataplane.Config{PodCIDRs: prefixes(cfg.LocalTraffic.ClusterCIDRs)})
+	sink := dataplane.NewSink(dataplane.Config{Local: localTraffic(cfg.LocalTraffic), MasqueradeAll: cfg.MasqueradeAll})
 	if err := sink.Probe(); err != nil {
 		return err
 	}
@@ -129,4 +129,12 @@ func prefixes(cidrs []string) []netip.Prefix {
 		}
 	}
 	return out
+}
+
+// localTraffic says how the rules tell pods.
+func localTraffic(l v1alpha1.LocalTraffic) dataplane.LocalTraffic {
+	return dataplane.LocalTraffic{
+		CIDRs:  l.NodeCIDR || len(l.ClusterCIDRs) > 0,
+		Bridge: l.Bridge, InterfacePrefix: l.InterfacePrefix,
+	}
 }
