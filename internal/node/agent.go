@@ -10,6 +10,7 @@ import (
 	"k8s.io/klog/v2"
 	"k8s.io/utils/clock"
 
+	"fairlead.dev/fairlead/internal/conntrack"
 	"fairlead.dev/fairlead/internal/dataplane"
 	"fairlead.dev/fairlead/internal/persistent"
 	"fairlead.dev/fairlead/internal/service"
@@ -52,6 +53,7 @@ type agent struct {
 	intake  *intake
 	model   *model
 	rules   rules
+	flows   *conntrack.Cleaner
 	health  *health
 	metrics *metrics
 	clock   clock.Clock
@@ -144,6 +146,7 @@ func (a *agent) sayWhereNodePortsAre() {
 // write applies the newest state, and says whether that worked.
 func (a *agent) write(ctx context.Context) bool {
 	start := a.clock.Now()
+	a.flows.Writing()
 	err := a.rules.Apply(ctx, a.model.store.Snapshot())
 	a.lastWrite = a.clock.Now()
 	if ctx.Err() != nil {
@@ -159,6 +162,7 @@ func (a *agent) write(ctx context.Context) bool {
 	}
 	a.health.updated(a.lastWrite)
 	program, written := a.rules.Program(), a.rules.Last()
+	a.flows.Changed(program.Snapshot)
 	a.metrics.wrote(written, program, a.lastWrite.Sub(start))
 	if written.Installed {
 		a.logger.Info("Installed the rules", "services", program.Snapshot.Services.Len(), "elements", written.Elements)
@@ -207,6 +211,7 @@ func (a *agent) check(ctx context.Context) bool {
 		return true
 	}
 	if written := a.rules.Last(); written.Elements > 0 || written.Installed {
+		a.flows.Repaired()
 		a.metrics.repairs.Inc()
 		a.logger.Info("Somebody else changed the rules, they are repaired", "elements", written.Elements, "madeAnew", written.Installed)
 	}

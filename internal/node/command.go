@@ -18,6 +18,7 @@ import (
 
 	"fairlead.dev/fairlead/api/config/v1alpha1"
 	"fairlead.dev/fairlead/internal/config"
+	"fairlead.dev/fairlead/internal/conntrack"
 	"fairlead.dev/fairlead/internal/dataplane"
 	"fairlead.dev/fairlead/internal/service"
 )
@@ -87,6 +88,7 @@ func Run(ctx context.Context, cfg *v1alpha1.NodeConfiguration, restConfig *rest.
 		intake:  newIntake(),
 		model:   &model{store: service.NewStore(node), nodePortCIDRs: nodePortCIDRs(cfg.NodePortAddresses)},
 		rules:   sink,
+		flows:   conntrack.New(clock.RealClock{}, logger),
 		health:  &health{clock: clock.RealClock{}},
 		metrics: newMetrics(),
 		clock:   clock.RealClock{},
@@ -107,6 +109,7 @@ func Run(ctx context.Context, cfg *v1alpha1.NodeConfiguration, restConfig *rest.
 			return err
 		}
 		a.intake.watch(ctx, client, node, logger)
+		group.Go(func() error { a.flows.Run(ctx); return nil })
 		a.run(ctx)
 		return nil
 	})

@@ -21,6 +21,7 @@ import (
 	"k8s.io/utils/clock"
 	clocktesting "k8s.io/utils/clock/testing"
 
+	"fairlead.dev/fairlead/internal/conntrack"
 	"fairlead.dev/fairlead/internal/dataplane"
 	"fairlead.dev/fairlead/internal/service"
 )
@@ -200,7 +201,7 @@ func (r *recorder) want(t *testing.T, writes, services int) {
 func startAgent(t *testing.T) (*agent, *recorder, *feed[*corev1.Service]) {
 	r := &recorder{}
 	a := &agent{
-		intake: newIntake(), model: &model{store: service.NewStore("node1")}, rules: r,
+		intake: newIntake(), model: &model{store: service.NewStore("node1")}, rules: r, flows: conntrack.New(clock.RealClock{}, logr.Discard()),
 		health: &health{clock: clock.RealClock{}}, metrics: newMetrics(), clock: clock.RealClock{}, logger: logr.Discard(),
 	}
 	a.intake.unsynced = 2
