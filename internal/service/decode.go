@@ -18,6 +18,8 @@ const labelProxyName = "service.kubernetes.io/service-proxy-name"
 // spec is a Service without its backends.
 type spec struct {
 	created                                  time.Time
+	uid                                      types.UID
+	resourceVersion                          string
 	clusterIPs, externalIPs, loadBalancerIPs []netip.Addr
 	ports                                    []Port
 }
@@ -56,7 +58,8 @@ func decodeService(s *corev1.Service) *spec {
 		clusterIPs = []string{s.Spec.ClusterIP}
 	}
 	out := &spec{
-		created:     s.CreationTimestamp.Time,
+		created: s.CreationTimestamp.Time,
+		uid:     s.UID, resourceVersion: s.ResourceVersion,
 		clusterIPs:  parseAddrs(clusterIPs),
 		externalIPs: parseAddrs(s.Spec.ExternalIPs),
 	}
@@ -110,7 +113,7 @@ func decodeSlice(s *discoveryv1.EndpointSlice, node string) *slice {
 // order of the slices.
 func build(name types.NamespacedName, s *spec, all map[string]*slice) *Service {
 	out := &Service{
-		Name: name, Created: s.created,
+		Name: name, Created: s.created, UID: s.uid, ResourceVersion: s.resourceVersion,
 		ClusterIPs: s.clusterIPs, ExternalIPs: s.externalIPs, LoadBalancerIPs: s.loadBalancerIPs,
 		Ports: slices.Clone(s.ports),
 	}
