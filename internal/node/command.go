@@ -14,13 +14,10 @@ import (
 	"golang.org/x/sync/errgroup"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
-	"k8s.io/utils/clock"
 
 	"fairlead.dev/fairlead/api/config/v1alpha1"
 	"fairlead.dev/fairlead/internal/config"
-	"fairlead.dev/fairlead/internal/conntrack"
 	"fairlead.dev/fairlead/internal/dataplane"
-	"fairlead.dev/fairlead/internal/service"
 )
 
 // Command returns the subcommand `node`.
@@ -84,17 +81,13 @@ func Run(ctx context.Context, cfg *v1alpha1.NodeConfiguration, restConfig *rest.
 	if err != nil {
 		return fmt.Errorf("building a client for %s: %w", restConfig.Host, err)
 	}
-	a := &agent{
-		intake:  newIntake(),
-		model:   &model{store: service.NewStore(node), nodePortCIDRs: nodePortCIDRs(cfg.NodePortAddresses)},
-		rules:   sink,
-		flows:   conntrack.New(clock.RealClock{}, logger),
-		health:  &health{clock: clock.RealClock{}},
-		metrics: newMetrics(),
-		clock:   clock.RealClock{},
-		logger:  logger,
-	}
 	group, ctx := errgroup.WithContext(ctx)
+	recorder, err := newRecorder(ctx, client)
+	if err != nil {
+		return err
+	}
+	a := newAgent(node, sink, recorder, logger)
+	a.model.nodePortCIDRs = nodePortCIDRs(cfg.NodePortAddresses)
 	if err := config.Serve(ctx, group, "healthz.bindAddress", cfg.Healthz.BindAddress, a.health.handler()); err != nil {
 		return err
 	}
