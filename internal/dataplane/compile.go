@@ -1,11 +1,9 @@
 package dataplane
 
 import (
-	"cmp"
 	"fmt"
 	"net/netip"
 	"slices"
-	"time"
 
 	"k8s.io/apimachinery/pkg/types"
 
@@ -21,23 +19,12 @@ type portKey struct {
 	port     uint16
 }
 
-// claim is the wish of one Service port for a frontend.
-type claim struct {
-	kind    FrontendKind
-	created time.Time
-	owner   portKey
-	target  Target
-}
-
-// compare orders claims for the same frontend: by kind, then the older Service, then
-// by name, so that the winner does not depend on the order of events.
-func (c claim) compare(o claim) int {
-	return cmp.Or(
-		cmp.Compare(c.kind, o.kind),
-		c.created.Compare(o.created),
-		cmp.Compare(c.owner.service.String(), o.owner.service.String()),
-		cmp.Compare(c.owner.port, o.owner.port),
-	)
+// setID is the id of one of the two sets of endpoints of a Service port.
+func setID(port uint32, local bool) uint32 {
+	if local {
+		return port<<1 | 1
+	}
+	return port << 1
 }
 
 // Program is a compiled Snapshot, with what the next Compile needs to pay only for what
@@ -52,19 +39,17 @@ type Program struct {
 	taken   persistent.Map[uint32, portKey]
 	lastID  uint32
 	claims  persistent.Map[Frontend, []claim]
-	members persistent.Map[Member, int] // how many Service ports want it
+	members persistent.Map[Member, int]   // how many want it
+	numbers persistent.Map[Class, uint32] // of Ruleset.Classes
+	classes persistent.Map[SlotKey, Class]
+	uses    persistent.Map[Class, int] // by how many entries of classes
 }
 
 // Compile returns the Program of s. Given the Program of an earlier Snapshot, it costs
 // what differs between the two, and keeps ids and slots where they are; prev is left as
 // it was.
 func Compile(prev Program, s *service.Snapshot) Program {
-	c := &compiler{
-		lastID:    prev.lastID,
-		frontends: prev.Ruleset.Frontends.Edit(), slots: prev.Ruleset.Slots.Edit(), set: prev.Ruleset.Members.Edit(),
-		ids: prev.ids.Edit(), taken: prev.taken.Edit(), refused: prev.Refused.Edit(),
-		claims: prev.claims.Edit(), members: prev.members.Edit(),
-	}
+	c := newCompiler(prev, s)
 	var before service.Snapshot
 	if prev.Snapshot != nil {
 		before = *prev.Snapshot
@@ -81,30 +66,62 @@ func Compile(prev Program, s *service.Snapshot) Program {
 			c.release(ch.Old, ch.New)
 		}
 	}
-	for _, a := range before.NodePortAddrs {
-		c.want(Member{nodeAddrSet, a}, -1)
+	c.exchange(nodeAddrSet, singles(before.NodePortAddrs), singles(s.NodePortAddrs))
+	c.exchange(podSet, apart(before.PodCIDRs), apart(s.PodCIDRs))
+	c.exchange(serviceCIDRSet, apart(before.ServiceCIDRs), apart(s.ServiceCIDRs))
+	if !slices.Equal(before.NodeAddrs, s.NodeAddrs) {
+		for f := range prev.Ruleset.Fences.All() {
+			if claims, ok := c.claims.Get(f); ok {
+				c.settle(f, claims) // whether this node may pass
+			}
+		}
 	}
-	for _, a := range s.NodePortAddrs {
-		c.want(Member{nodeAddrSet, a}, +1)
-	}
-	return Program{
-		Ruleset:  Ruleset{Frontends: c.frontends.Map(), Slots: c.slots.Map(), Members: c.set.Map()},
-		Snapshot: s, Refused: c.refused.Map(),
-		ids: c.ids.Map(), taken: c.taken.Map(), lastID: c.lastID,
-		claims: c.claims.Map(), members: c.members.Map(),
-	}
+	c.dropClasses()
+	return c.program(s)
 }
 
 type compiler struct {
 	lastID    uint32
+	nodeAddrs []netip.Addr
 	frontends *persistent.Edit[Frontend, Target]
-	slots     *persistent.Edit[SlotKey, []netip.AddrPort]
+	fences    *persistent.Edit[Frontend, Fence]
+	slots     *persistent.Edit[SlotKey, []Slot]
 	set       *persistent.Edit[Member, struct{}]
 	ids       *persistent.Edit[portKey, uint32]
 	taken     *persistent.Edit[uint32, portKey]
 	refused   *persistent.Edit[types.NamespacedName, error]
 	claims    *persistent.Edit[Frontend, []claim]
 	members   *persistent.Edit[Member, int]
+	byNumber  *persistent.Edit[uint32, Class]
+	numbers   *persistent.Edit[Class, uint32]
+	classes   *persistent.Edit[SlotKey, Class]
+	uses      *persistent.Edit[Class, int]
+	idle      []Class // those that lost a use
+}
+
+func newCompiler(prev Program, s *service.Snapshot) *compiler {
+	return &compiler{
+		lastID: prev.lastID, nodeAddrs: s.NodeAddrs,
+		frontends: prev.Ruleset.Frontends.Edit(), fences: prev.Ruleset.Fences.Edit(),
+		slots: prev.Ruleset.Slots.Edit(), set: prev.Ruleset.Members.Edit(),
+		ids: prev.ids.Edit(), taken: prev.taken.Edit(), refused: prev.Refused.Edit(),
+		claims: prev.claims.Edit(), members: prev.members.Edit(),
+		byNumber: prev.Ruleset.Classes.Edit(), numbers: prev.numbers.Edit(),
+		classes: prev.classes.Edit(), uses: prev.uses.Edit(),
+	}
+}
+
+func (c *compiler) program(s *service.Snapshot) Program {
+	return Program{
+		Ruleset: Ruleset{
+			Frontends: c.frontends.Map(), Fences: c.fences.Map(), Slots: c.slots.Map(), Members: c.set.Map(),
+			Classes: c.byNumber.Map(),
+		},
+		Snapshot: s, Refused: c.refused.Map(),
+		ids: c.ids.Map(), taken: c.taken.Map(), lastID: c.lastID,
+		claims: c.claims.Map(), members: c.members.Map(),
+		numbers: c.numbers.Map(), classes: c.classes.Map(), uses: c.uses.Map(),
+	}
 }
 
 // install adds what svc wants.
@@ -117,23 +134,16 @@ func (c *compiler) install(svc *service.Service) {
 			c.refused.Set(svc.Name, fmt.Errorf("port %d: more than %d Service ports on one node", p.Port, MaxPorts))
 			continue
 		}
+		o := &offer{owner: key, created: svc.Created, ranges: svc.SourceRanges, apart: svc.ExternalLocal}
 		for _, f := range ipfamily.All {
-			backends := p.Cluster[f][:min(len(p.Cluster[f]), MaxEndpoints)]
-			if len(backends) < len(p.Cluster[f]) {
-				c.refused.Set(svc.Name, fmt.Errorf("port %d: only the first %d of %d endpoints are used",
-					p.Port, MaxEndpoints, len(p.Cluster[f])))
-			}
-			c.place(SlotKey{f, id}, backends)
+			c.equip(o, svc, p, f, id)
 		}
 		for _, f := range frontends(svc, p) {
-			target := Target{ID: id, Endpoints: uint32(min(len(p.Cluster[ipfamily.Of(f.Addr)]), MaxEndpoints))}
-			c.claim(f.Frontend, claim{kind: f.kind, created: svc.Created, owner: key, target: target})
+			c.claim(f.Frontend, claim{kind: f.kind, offer: o})
 		}
-		c.count(p, +1)
+		c.countHairpins(svc, p, +1)
 	}
-	for _, a := range svc.ClusterIPs {
-		c.want(Member{clusterIPSet, a}, +1)
-	}
+	c.wantAll(clusterIPSet, singles(svc.ClusterIPs), +1)
 }
 
 // withdraw takes back what svc wanted, but for its ids and slots, which release frees:
@@ -148,11 +158,9 @@ func (c *compiler) withdraw(svc *service.Service) {
 		for _, f := range frontends(svc, p) {
 			c.unclaim(f.Frontend, key)
 		}
-		c.count(p, -1)
+		c.countHairpins(svc, p, -1)
 	}
-	for _, a := range svc.ClusterIPs {
-		c.want(Member{clusterIPSet, a}, -1)
-	}
+	c.wantAll(clusterIPSet, singles(svc.ClusterIPs), -1)
 }
 
 // release frees the ids and slots of the ports that old had and now has not. A nil now
@@ -173,7 +181,9 @@ func (c *compiler) release(old, now *service.Service) {
 		c.ids.Delete(key)
 		c.taken.Delete(id)
 		for _, f := range ipfamily.All {
-			c.slots.Delete(SlotKey{f, id})
+			for _, local := range []bool{false, true} {
+				c.empty(SlotKey{f, setID(id, local)})
+			}
 		}
 	}
 }
@@ -196,76 +206,33 @@ func (c *compiler) id(key portKey) (uint32, bool) {
 	return 0, false
 }
 
-// place gives every backend a slot. Backends that had one keep it as far as they can,
-// so that one that comes or goes costs at most two slots.
-func (c *compiler) place(key SlotKey, backends []service.Backend) {
-	old, _ := c.slots.Get(key)
-	now := place(old, backends)
-	switch {
-	case len(now) == 0:
-		c.slots.Delete(key)
-	case !slices.Equal(old, now):
-		c.slots.Set(key, now)
-	}
-}
-
-// place returns the backends in slots 0 to n-1. One whose slot in old is among those
-// keeps it, the others fill the gaps in order.
-func place(old []netip.AddrPort, backends []service.Backend) []netip.AddrPort {
-	homeless := make(map[netip.AddrPort]bool, len(backends))
-	for _, b := range backends {
-		homeless[b.Addr] = true
-	}
-	now := make([]netip.AddrPort, len(backends))
-	for i := range min(len(old), len(now)) {
-		if homeless[old[i]] {
-			now[i] = old[i]
-			delete(homeless, old[i])
-		}
-	}
-	i := 0
-	for _, b := range backends {
-		if !homeless[b.Addr] {
-			continue
-		}
-		for now[i].IsValid() {
-			i++
-		}
-		now[i] = b.Addr
-	}
-	return now
-}
-
-func (c *compiler) claim(f Frontend, wish claim) {
-	old, _ := c.claims.Get(f)
-	at, _ := slices.BinarySearchFunc(old, wish, claim.compare)
-	c.settle(f, slices.Insert(slices.Clone(old), at, wish))
-}
-
-func (c *compiler) unclaim(f Frontend, owner portKey) {
-	old, _ := c.claims.Get(f)
-	c.settle(f, slices.DeleteFunc(slices.Clone(old), func(cl claim) bool { return cl.owner == owner }))
-}
-
-// settle gives the frontend to the first of its claims.
-func (c *compiler) settle(f Frontend, claims []claim) {
-	if len(claims) == 0 {
-		c.claims.Delete(f)
-		c.frontends.Delete(f)
-		return
-	}
-	c.claims.Set(f, claims)
-	c.frontends.Set(f, claims[0].target)
-}
-
-// count adds by to the wishes for the hairpin entries of p's local endpoints.
-func (c *compiler) count(p *service.Port, by int) {
+// countHairpins adds by to the wishes for the hairpin entries of p's local endpoints.
+func (c *compiler) countHairpins(svc *service.Service, p *service.Port, by int) {
 	for _, f := range ipfamily.All {
-		for _, b := range p.Cluster[f] {
-			if b.Local {
-				c.want(Member{hairpinSet, b.Addr.Addr()}, by)
+		for _, set := range [][]service.Backend{p.Cluster[f], p.Local[f]} {
+			for _, b := range set {
+				if b.Local {
+					c.want(Member{hairpinSet, single(b.Addr.Addr())}, by)
+				}
+			}
+			if !needsLocal(svc) {
+				break
 			}
 		}
+	}
+}
+
+// exchange replaces what a set has.
+func (c *compiler) exchange(set memberSet, before, after []netip.Prefix) {
+	if !slices.Equal(before, after) {
+		c.wantAll(set, before, -1)
+		c.wantAll(set, after, +1)
+	}
+}
+
+func (c *compiler) wantAll(set memberSet, ranges []netip.Prefix, by int) {
+	for _, r := range ranges {
+		c.want(Member{set, r}, by)
 	}
 }
 
@@ -280,50 +247,33 @@ func (c *compiler) want(m Member, by int) {
 	c.set.Set(m, struct{}{})
 }
 
-func keyOf(svc *service.Service, p *service.Port) portKey {
-	return portKey{svc.Name, p.Protocol, p.Port}
+func single(a netip.Addr) netip.Prefix { return netip.PrefixFrom(a, a.BitLen()) }
+
+func singles(addrs []netip.Addr) []netip.Prefix {
+	out := make([]netip.Prefix, 0, len(addrs))
+	for _, a := range addrs {
+		out = append(out, single(a))
+	}
+	return out
 }
 
-type kindOfFrontend struct {
-	Frontend
-	kind FrontendKind
-}
-
-// frontends returns every frontend that the port wants, each once, the strongest kind
-// of each first.
-func frontends(svc *service.Service, p *service.Port) []kindOfFrontend {
-	var out []kindOfFrontend
-	var has [len(ipfamily.All)]bool
-	for _, a := range svc.ClusterIPs {
-		has[ipfamily.Of(a)] = true
+// apart returns the ranges without those that are inside another, in order: the
+// kernel's sets refuse ranges that overlap.
+func apart(ranges []netip.Prefix) []netip.Prefix {
+	var out []netip.Prefix
+	sorted := slices.Clone(ranges)
+	for i := range sorted {
+		sorted[i] = sorted[i].Masked()
 	}
-	add := func(kind FrontendKind, table frontendTable, addrs []netip.Addr, port uint16) {
-		for _, a := range addrs {
-			f := Frontend{table, a, p.Protocol, port}
-			// A Service has endpoints of the families of its ClusterIPs only; an address
-			// of another is not its own to refuse at.
-			if !has[ipfamily.Of(a)] {
-				continue
-			}
-			if !slices.ContainsFunc(out, func(k kindOfFrontend) bool { return k.Frontend == f }) {
-				out = append(out, kindOfFrontend{f, kind})
-			}
-		}
-	}
-	add(ClusterIP, clusterTable, svc.ClusterIPs, p.Port)
-	add(LoadBalancerIP, externalTable, svc.LoadBalancerIPs, p.Port)
-	add(ExternalIP, externalTable, svc.ExternalIPs, p.Port)
-	if p.NodePort != 0 {
-		for _, a := range svc.ClusterIPs { // a node port serves the families of its Service
-			add(NodePort, nodePortTable, []netip.Addr{unspecified(ipfamily.Of(a))}, p.NodePort)
+	slices.SortFunc(sorted, netip.Prefix.Compare) // what holds others comes before them
+	for _, r := range sorted {
+		if len(out) == 0 || !out[len(out)-1].Overlaps(r) {
+			out = append(out, r)
 		}
 	}
 	return out
 }
 
-func unspecified(f ipfamily.Family) netip.Addr {
-	if f == ipfamily.IPv4 {
-		return netip.IPv4Unspecified()
-	}
-	return netip.IPv6Unspecified()
+func keyOf(svc *service.Service, p *service.Port) portKey {
+	return portKey{svc.Name, p.Protocol, p.Port}
 }

@@ -10,7 +10,6 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/types"
 
 	"fairlead.dev/fairlead/internal/dataplane"
 	"fairlead.dev/fairlead/internal/service"
@@ -78,14 +77,6 @@ func (s svc) add(st *service.Store) {
 	}
 }
 
-// remove takes s out of the store as the API would.
-func (s svc) remove(st *service.Store) {
-	st.DeleteService(types.NamespacedName{Namespace: "default", Name: s.name})
-	for i := range 2 {
-		st.DeleteSlice(types.NamespacedName{Namespace: "default", Name: fmt.Sprintf("%s-%d", s.name, i)})
-	}
-}
-
 // snapshot returns the Snapshot of the services on a node with the addresses.
 func snapshot(nodeAddrs []netip.Addr, services ...svc) *service.Snapshot {
 	st := service.NewStore("node1")
@@ -93,7 +84,9 @@ func snapshot(nodeAddrs []netip.Addr, services ...svc) *service.Snapshot {
 		s.add(st)
 	}
 	st.SetNodePortAddrs(nodeAddrs)
-	return st.Snapshot()
+	snap := st.Snapshot()
+	snap.PodCIDRs = podCIDRs
+	return snap
 }
 
 // world is a cluster of two nodes with one client outside.
@@ -132,7 +125,7 @@ func (w *world) pod(t testing.TB, node int, name string) *netlab.Host {
 
 // on returns a sink for a node's rules; its socket is opened in the node's namespace.
 func (w *world) on(t testing.TB, node int) *nodeSink {
-	return &nodeSink{t: t, node: w.nodes[node], Sink: dataplane.NewSink(dataplane.Config{PodCIDRs: podCIDRs})}
+	return &nodeSink{t: t, node: w.nodes[node], Sink: dataplane.NewSink(dataplane.Config{Local: dataplane.LocalTraffic{CIDRs: true}})}
 }
 
 type nodeSink struct {
@@ -149,7 +142,7 @@ func (s *nodeSink) apply(snap *service.Snapshot) dataplane.Written {
 
 func (s *nodeSink) check() dataplane.Written {
 	s.t.Helper()
-	must(s.t, s.node.Do(func() error { return s.Check(s.t.Context(), true) }))
+	must(s.t, s.node.Do(func() error { return s.Check(s.t.Context()) }))
 	return s.Last()
 }
 

@@ -1,9 +1,6 @@
 package dataplane
 
 import (
-	"encoding/binary"
-	"fmt"
-	"net/netip"
 	"slices"
 
 	"github.com/google/nftables/expr"
@@ -19,24 +16,42 @@ const TableName = "fairlead"
 
 // Names of chains, sets and maps, the same in both tables.
 const (
-	chainPrerouting  = "prerouting"
-	chainOutput      = "output"
-	chainPostrouting = "postrouting"
-	chainCluster     = "cluster"      // for ClusterIPs, from elsewhere than this node
-	chainMasquerade  = "masquerade"   // marks for masquerading, then dispatches
-	chainDispatch    = "dispatch"     // by number of endpoints
-	chainFirst       = "endpoint_0"   // when the chosen slot has just gone
-	chainRefuse      = "refuse"       // no endpoints
-	chainEndpoints   = "endpoints_%d" // picks one of so many
+	chainPrerouting    = "prerouting"
+	chainOutput        = "output"
+	chainPostrouting   = "postrouting"
+	chainCluster       = "cluster"         // for ClusterIPs, from elsewhere than this node
+	chainExternal      = "external"        // for LB and external IPs, the same
+	chainLocal         = "external_local"  // those of policy Local
+	chainNodePort      = "node_port"       // for node ports, the same
+	chainNodePortLocal = "node_port_local" // those of policy Local
+	chainOwnExternal   = "own_external"    // for LB and external IPs, from this node
+	chainMasquerade    = "masquerade"      // marks for masquerading, then dispatches
+	chainDispatch      = "dispatch"        // by class
+	chainFirst         = "first"           // when the chosen slot has just gone
+	chainRefuse        = "refuse"          // no endpoints
+	chainDrop          = "drop"            // no endpoints on this node
+	chainKnown         = "known_%s"        // the client has an endpoint already, by affinity
 
-	mapClusterPorts  = "cluster_ports"  // ClusterIP . protocol . port : scratch word
-	mapExternalPorts = "external_ports" // LB or external IP . protocol . port : scratch word
-	mapNodePorts     = "node_ports"     // protocol . port : scratch word
-	mapEndpoints     = "endpoints"      // Service port id . slot : address . port
-	mapDispatch      = "dispatch"       // number of endpoints : goto endpoints_n
-	setClusterIPs    = "cluster_ips"
-	setHairpins      = "hairpins" // address . the same address
-	setNodeAddresses = "node_addresses"
+	mapClusterPorts       = "cluster_ports"        // ClusterIP . protocol . port : scratch word
+	mapExternalPorts      = "external_ports"       // LB or external IP . protocol . port : scratch word
+	mapNodePorts          = "node_ports"           // protocol . port : scratch word
+	mapLocalExternalPorts = "local_external_ports" // of policy Local, for clients outside
+	mapLocalNodePorts     = "local_node_ports"     // the same
+	mapEndpoints          = "endpoints"            // set of endpoints . slot : address . port
+	mapDispatch           = "dispatch"             // class : goto its chain
+	mapAffinity           = "affinity"             // Service port . client : handle of its endpoint
+	mapAffinitySlots      = "affinity_slots"       // set of endpoints . slot : handle
+	mapAffinityEndpoints  = "affinity_endpoints"   // handle : address . port
+	setClusterIPs         = "cluster_ips"
+	setHairpins           = "hairpins" // address . the same address
+	setNodeAddresses      = "node_addresses"
+	setPods               = "pods"
+	setServiceCIDRs       = "service_cidrs"
+	setFenced             = "fenced"          // LB IP . protocol . port that not everyone may reach
+	setAllowed            = "allowed_sources" // the same . client that may
+	setBarred             = "barred"          // the same that this node may not
+	setConnections        = "connections"     // address . protocol . port as the client sees it, counted
+	setPackets            = "packets"         // the same
 )
 
 const (
@@ -47,6 +62,17 @@ const (
 	// readyClasses are the numbers of endpoints that chains are made for while the map
 	// of endpoints is still empty: binding it to a rule later walks its elements.
 	readyClasses = 64
+
+	// affinityClients is how many pairs of client and Service port one family can
+	// remember; the kernel takes memory for those that are there only.
+	affinityClients = 1 << 20
+
+	// countedFrontends is how many frontends of a family can be counted.
+	countedFrontends = 1 << 20
+
+	// hashSeed is the same on all nodes, so that a client meets the same endpoint
+	// whichever node it comes through. 0 would be a random one.
+	hashSeed = 0x66616972
 
 	// Values of linux/netfilter/nf_conntrack_common.h and icmp.h, icmpv6.h.
 	ctStatusDestinationNAT = 1 << 5
@@ -60,12 +86,23 @@ const (
 	reg0 = unix.NFT_REG32_00 // registers of four bytes, in a row
 )
 
+// LocalTraffic says how packets of pods are told from others: by at most one of its
+// fields, or not at all.
+type LocalTraffic struct {
+	// CIDRs tells them by the PodCIDRs of the Snapshot.
+	CIDRs bool
+	// Bridge is the name of the bridge they come in by, InterfacePrefix begins the names
+	// of the interfaces they come in by.
+	Bridge, InterfacePrefix string
+}
+
 // Config is what the rules depend on beside Services.
 type Config struct {
-	// PodCIDRs are the ranges of all pods of the cluster, of both families. What
-	// reaches a ClusterIP from elsewhere is masqueraded; with none of a family, only
-	// the node's own traffic is.
-	PodCIDRs []netip.Prefix
+	Local LocalTraffic
+	// MasqueradeAll masquerades what pods send to ClusterIPs too.
+	MasqueradeAll bool
+	// Counters counts connections and packets of each frontend, for ReadCounters.
+	Counters bool
 }
 
 // shape is how a family lies in packets and registers.
@@ -83,111 +120,145 @@ func shapeOf(f ipfamily.Family) shape {
 	return shape{family: f, addr: typeIPv6, srcOffset: 8, dstOffs: 24, words: 4}
 }
 
-func (s shape) sets() []setDef {
+func (s shape) sets(counters bool) []setDef {
 	frontend := []datatype{s.addr, typeProto, typeService}
-	scratch := []datatype{typeClassID}
-	return []setDef{
-		{name: mapClusterPorts, key: frontend, data: scratch},
-		{name: mapExternalPorts, key: frontend, data: scratch},
-		{name: mapNodePorts, key: []datatype{typeProto, typeService}, data: scratch},
-		// A slot has nft's type mark: a number of four bytes that nft can print.
-		{name: mapEndpoints, key: []datatype{typeClassID, typeMark}, data: []datatype{s.addr, typeService}},
-		{name: mapDispatch, key: scratch, verdicts: true},
-		{name: setClusterIPs, key: []datatype{s.addr}},
+	portOnly := frontend[1:]
+	word := []datatype{typeClassID}
+	slot := []datatype{typeClassID, typeMark} // nft's type mark: a number of four bytes that nft can print
+	endpoint := []datatype{s.addr, typeService}
+	addr := []datatype{s.addr}
+	out := []setDef{
+		{name: mapClusterPorts, key: frontend, data: word},
+		{name: mapExternalPorts, key: frontend, data: word},
+		{name: mapNodePorts, key: portOnly, data: word},
+		{name: mapLocalExternalPorts, key: frontend, data: word},
+		{name: mapLocalNodePorts, key: portOnly, data: word},
+		{name: mapEndpoints, key: slot, data: endpoint},
+		{name: mapDispatch, key: word, verdicts: true},
+		{name: mapAffinity, key: []datatype{typeClassID, s.addr}, data: word, dynamic: affinityClients, expires: true},
+		{name: mapAffinitySlots, key: slot, data: word},
+		{name: mapAffinityEndpoints, key: word, data: endpoint},
+		{name: setClusterIPs, key: addr},
 		{name: setHairpins, key: []datatype{s.addr, s.addr}},
-		{name: setNodeAddresses, key: []datatype{s.addr}},
+		{name: setNodeAddresses, key: addr},
+		{name: setPods, key: addr, interval: true},
+		{name: setServiceCIDRs, key: addr, interval: true},
+		{name: setFenced, key: frontend},
+		{name: setAllowed, key: slices.Concat(frontend, addr), interval: true},
+		{name: setBarred, key: frontend},
 	}
+	if counters {
+		out = append(out,
+			setDef{name: setConnections, key: frontend, dynamic: countedFrontends},
+			setDef{name: setPackets, key: frontend, dynamic: countedFrontends})
+	}
+	return out
 }
 
 // addLayout adds a table with everything but the elements that come from Services.
 func (b *batch) addLayout(cfg Config, f ipfamily.Family) {
 	s := shapeOf(f)
 	b.addTable(f)
-	for i, def := range s.sets() {
+	for i, def := range s.sets(cfg.Counters) {
 		b.addSet(f, def, uint32(i+1))
 	}
-	for _, name := range []string{chainCluster, chainMasquerade, chainDispatch, chainFirst, chainRefuse} {
+	for _, name := range []string{
+		chainCluster, chainExternal, chainLocal, chainNodePort, chainNodePortLocal, chainOwnExternal,
+		chainMasquerade, chainDispatch, chainFirst, chainRefuse, chainDrop,
+	} {
 		b.addChain(f, name, nil)
 	}
-	b.addChain(f, chainPrerouting, &hook{unix.NF_INET_PRE_ROUTING, priorityDestinationNAT})
-	b.addChain(f, chainOutput, &hook{unix.NF_INET_LOCAL_OUT, priorityDestinationNAT})
-	b.addChain(f, chainPostrouting, &hook{unix.NF_INET_POST_ROUTING, prioritySourceNAT})
-	s.addFrontendRules(b, chainPrerouting, chainCluster)
-	s.addFrontendRules(b, chainOutput, chainMasquerade) // this node is no pod
-	s.addClusterRules(b, cfg.PodCIDRs)
+	b.addChain(f, chainPrerouting, &hook{number: unix.NF_INET_PRE_ROUTING, priority: priorityDestinationNAT})
+	b.addChain(f, chainOutput, &hook{number: unix.NF_INET_LOCAL_OUT, priority: priorityDestinationNAT})
+	b.addChain(f, chainPostrouting, &hook{number: unix.NF_INET_POST_ROUTING, priority: prioritySourceNAT})
+	s.addFrontendRules(b, chainPrerouting, chainCluster, chainExternal, chainNodePort)
+	s.addFrontendRules(b, chainOutput, chainMasquerade, chainOwnExternal, chainMasquerade) // this node is no pod
+	s.addClusterRules(b, cfg)
+	s.addExternalRules(b, cfg)
 	b.addRule(f, chainMasquerade, append(orMark(masqueradeMark), goTo(chainDispatch))...)
+	if cfg.Counters {
+		s.addCounters(b)
+	}
 	b.addRule(f, chainDispatch, readScratch(), maskBits(MaxEndpoints), lookupVerdict(mapDispatch))
-	b.addRule(f, chainFirst, s.pick(1)...)
+	b.addRule(f, chainFirst, s.pick(Class{Slots: 1})...)
 	b.addRule(f, chainRefuse, &expr.Meta{Key: expr.MetaKeyL4PROTO, Register: reg0},
 		equals([]byte{byte(service.TCP)}), &expr.Reject{Type: unix.NFT_REJECT_TCP_RST})
 	b.addRule(f, chainRefuse, s.portUnreachable())
+	b.addRule(f, chainDrop, drop())
 	s.addPostrouting(b)
-	b.elements(f, mapDispatch, unix.NFT_MSG_NEWSETELEM, []element{{key: native(0), goTo: className(0)}})
 	for n := range uint32(readyClasses) {
-		b.addClass(f, n+1)
+		b.addClass(f, n+1, Class{Slots: n + 1})
 	}
-}
-
-// className is the chain for Service ports of n endpoints.
-func className(n uint32) string {
-	if n == 0 {
-		return chainRefuse
+	for _, number := range []uint32{refuseClass, dropClass} {
+		b.addElements(f, mapDispatch, []element{{key: native(number), goTo: standardChain(number)}})
 	}
-	return fmt.Sprintf(chainEndpoints, n)
-}
-
-// addClass adds the chain that picks one of n endpoints.
-func (b *batch) addClass(f ipfamily.Family, n uint32) {
-	name := className(n)
-	b.addChain(f, name, nil)
-	b.addRule(f, name, readScratch(), maskBits(^uint32(MaxEndpoints)), writeScratch())
-	b.addRule(f, name, shapeOf(f).pick(n)...)
-	if n > 1 {
-		b.addRule(f, name, goTo(chainFirst))
-	}
-	b.elements(f, mapDispatch, unix.NFT_MSG_NEWSETELEM, []element{{key: native(n), goTo: name}})
 }
 
 // addFrontendRules sends what is addressed to a Service on its way.
-func (s shape) addFrontendRules(b *batch, chain, toCluster string) {
+func (s shape) addFrontendRules(b *batch, chain, toCluster, toExternal, toNodePort string) {
 	b.addRule(s.family, chain, s.lookup(s.frontend(), mapClusterPorts, toCluster)...)
-	b.addRule(s.family, chain, s.lookup(s.frontend(), mapExternalPorts, chainMasquerade)...)
-	b.addRule(s.family, chain, append(s.member(setNodeAddresses), s.lookup(s.portOnly(), mapNodePorts, chainMasquerade)...)...)
+	b.addRule(s.family, chain, s.lookup(s.frontend(), mapExternalPorts, toExternal)...)
+	b.addRule(s.family, chain, append(s.member(setNodeAddresses), s.lookup(s.portOnly(), mapNodePorts, toNodePort)...)...)
 	b.addRule(s.family, chain, append(s.member(setClusterIPs), goTo(chainRefuse))...)
+	b.addRule(s.family, chain, append(s.member(setServiceCIDRs), drop())...)
 }
 
-// addClusterRules marks what reaches a ClusterIP from outside the pods' ranges.
-func (s shape) addClusterRules(b *batch, podCIDRs []netip.Prefix) {
-	known := false
-	for _, cidr := range podCIDRs {
-		if ipfamily.Of(cidr.Addr()) != s.family {
-			continue
-		}
-		known = true
-		mask := make([]byte, s.addr.size)
-		for i := range cidr.Bits() {
-			mask[i/8] |= 0x80 >> (i % 8)
-		}
-		b.addRule(s.family, chainCluster,
-			&expr.Payload{DestRegister: reg0, Base: expr.PayloadBaseNetworkHeader, Offset: s.srcOffset, Len: s.addr.size},
-			&expr.Bitwise{SourceRegister: reg0, DestRegister: reg0, Len: s.addr.size, Mask: mask, Xor: make([]byte, s.addr.size)},
-			equals(cidr.Masked().Addr().AsSlice()), goTo(chainDispatch))
+// fromPods matches packets of pods; nil where nothing tells them.
+func (s shape) fromPods(l LocalTraffic) []expr.Any {
+	switch {
+	case l.CIDRs:
+		return []expr.Any{s.source(reg0), &expr.Lookup{SourceRegister: reg0, SetName: setPods}}
+	case l.Bridge != "":
+		name := make([]byte, unix.IFNAMSIZ)
+		copy(name, l.Bridge)
+		return []expr.Any{&expr.Meta{Key: expr.MetaKeyIIFNAME, Register: unix.NFT_REG_1}, equalsIn(unix.NFT_REG_1, name)}
+	case l.InterfacePrefix != "":
+		return []expr.Any{&expr.Meta{Key: expr.MetaKeyIIFNAME, Register: unix.NFT_REG_1}, equalsIn(unix.NFT_REG_1, []byte(l.InterfacePrefix))}
+	default:
+		return nil
 	}
-	if known {
+}
+
+// addClusterRules marks what reaches a ClusterIP from elsewhere than pods.
+func (s shape) addClusterRules(b *batch, cfg Config) {
+	pods := s.fromPods(cfg.Local)
+	switch {
+	case cfg.MasqueradeAll:
 		b.addRule(s.family, chainCluster, goTo(chainMasquerade))
-		return
+	case pods == nil:
+		b.addRule(s.family, chainCluster, goTo(chainDispatch))
+	default:
+		b.addRule(s.family, chainCluster, append(pods, goTo(chainDispatch))...)
+		b.addRule(s.family, chainCluster, goTo(chainMasquerade))
 	}
-	b.addRule(s.family, chainCluster, goTo(chainDispatch))
+}
+
+// addExternalRules holds off who may not reach an LB IP, and takes those apart that
+// have policy Local: from outside they lead to the endpoints on this node, from pods to
+// all, and neither is masqueraded.
+func (s shape) addExternalRules(b *batch, cfg Config) {
+	f := s.family
+	fenced := append(s.frontend(), &expr.Lookup{SourceRegister: reg0, SetName: setFenced})
+	stranger := append(s.frontend(), s.source(reg0+s.words+2), &expr.Lookup{SourceRegister: reg0, SetName: setAllowed, Invert: true})
+	b.addRule(f, chainExternal, slices.Concat(fenced, stranger, []expr.Any{drop()})...)
+	b.addRule(f, chainExternal, s.lookup(s.frontend(), mapLocalExternalPorts, chainLocal)...)
+	b.addRule(f, chainExternal, goTo(chainMasquerade))
+	b.addRule(f, chainNodePort, s.lookup(s.portOnly(), mapLocalNodePorts, chainNodePortLocal)...)
+	b.addRule(f, chainNodePort, goTo(chainMasquerade))
+	if pods := s.fromPods(cfg.Local); pods != nil {
+		b.addRule(f, chainLocal, slices.Concat(pods, s.lookup(s.frontend(), mapExternalPorts, chainDispatch))...)
+		b.addRule(f, chainNodePortLocal, slices.Concat(pods, s.lookup(s.portOnly(), mapNodePorts, chainDispatch))...)
+	}
+	b.addRule(f, chainLocal, goTo(chainDispatch))
+	b.addRule(f, chainNodePortLocal, goTo(chainDispatch))
+	b.addRule(f, chainOwnExternal, append(s.frontend(), &expr.Lookup{SourceRegister: reg0, SetName: setBarred}, drop())...)
+	b.addRule(f, chainOwnExternal, goTo(chainMasquerade))
 }
 
 // addPostrouting clears what the other chains left in the packet, and masquerades.
 func (s shape) addPostrouting(b *batch) {
-	translated := []expr.Any{
-		&expr.Ct{Register: reg0, Key: expr.CtKeySTATUS},
-		maskBits(ctStatusDestinationNAT), &expr.Cmp{Op: expr.CmpOpNeq, Register: reg0, Data: native(0)},
-	}
 	zero := &expr.Immediate{Register: reg0, Data: native(0)}
-	b.addRule(s.family, chainPostrouting, slices.Concat(translated, []expr.Any{zero, writeScratch()})...)
+	b.addRule(s.family, chainPostrouting, append(translated(), zero, writeScratch())...)
 	marked := []expr.Any{
 		&expr.Meta{Key: expr.MetaKeyMARK, Register: reg0}, maskBits(masqueradeMark),
 		&expr.Cmp{Op: expr.CmpOpNeq, Register: reg0, Data: native(0)},
@@ -195,90 +266,15 @@ func (s shape) addPostrouting(b *batch) {
 		&expr.Meta{Key: expr.MetaKeyMARK, SourceRegister: true, Register: reg0},
 	}
 	b.addRule(s.family, chainPostrouting, append(marked, &expr.Masq{FullyRandom: true})...)
-	b.addRule(s.family, chainPostrouting, slices.Concat(translated, []expr.Any{
-		&expr.Payload{DestRegister: reg0, Base: expr.PayloadBaseNetworkHeader, Offset: s.srcOffset, Len: s.addr.size},
-		&expr.Payload{DestRegister: reg0 + s.words, Base: expr.PayloadBaseNetworkHeader, Offset: s.dstOffs, Len: s.addr.size},
-		&expr.Lookup{SourceRegister: reg0, SetName: setHairpins}, &expr.Masq{FullyRandom: true},
-	})...)
+	b.addRule(s.family, chainPostrouting, append(translated(),
+		s.source(reg0), s.destination(reg0+s.words),
+		&expr.Lookup{SourceRegister: reg0, SetName: setHairpins}, &expr.Masq{FullyRandom: true})...)
 }
 
-// frontend loads daddr . protocol . dport.
-func (s shape) frontend() []expr.Any {
-	return append([]expr.Any{
-		&expr.Payload{DestRegister: reg0, Base: expr.PayloadBaseNetworkHeader, Offset: s.dstOffs, Len: s.addr.size},
-	}, protocolAndPort(reg0+s.words)...)
-}
-
-// portOnly loads protocol . dport.
-func (shape) portOnly() []expr.Any { return protocolAndPort(reg0) }
-
-func protocolAndPort(reg uint32) []expr.Any {
+// translated matches packets of connections whose destination was translated.
+func translated() []expr.Any {
 	return []expr.Any{
-		&expr.Meta{Key: expr.MetaKeyL4PROTO, Register: reg},
-		&expr.Payload{DestRegister: reg + 1, Base: expr.PayloadBaseTransportHeader, Offset: 2, Len: 2},
+		&expr.Ct{Register: reg0, Key: expr.CtKeySTATUS},
+		maskBits(ctStatusDestinationNAT), &expr.Cmp{Op: expr.CmpOpNeq, Register: reg0, Data: native(0)},
 	}
 }
-
-// lookup takes the scratch word out of a map and goes on in chain; where the map has
-// nothing, the rule ends there.
-func (shape) lookup(key []expr.Any, in, chain string) []expr.Any {
-	return append(key,
-		&expr.Lookup{SourceRegister: reg0, DestRegister: reg0, IsDestRegSet: true, SetName: in},
-		writeScratch(), goTo(chain))
-}
-
-// member goes on where the destination is in a set.
-func (s shape) member(set string) []expr.Any {
-	return []expr.Any{
-		&expr.Payload{DestRegister: reg0, Base: expr.PayloadBaseNetworkHeader, Offset: s.dstOffs, Len: s.addr.size},
-		&expr.Lookup{SourceRegister: reg0, SetName: set},
-	}
-}
-
-// pick translates the destination to one of n slots at random.
-func (s shape) pick(n uint32) []expr.Any {
-	return []expr.Any{
-		readScratch(),
-		&expr.Numgen{Register: reg0 + 1, Modulus: n, Type: unix.NFT_NG_RANDOM},
-		&expr.Lookup{SourceRegister: reg0, DestRegister: reg0, IsDestRegSet: true, SetName: mapEndpoints},
-		&expr.NAT{Type: expr.NATTypeDestNAT, Family: uint32(family(s.family)), RegAddrMin: reg0, RegProtoMin: reg0 + s.words},
-	}
-}
-
-func (s shape) portUnreachable() expr.Any {
-	if s.family == ipfamily.IPv4 {
-		return &expr.Reject{Type: unix.NFT_REJECT_ICMP_UNREACH, Code: icmpPortUnreachable}
-	}
-	return &expr.Reject{Type: unix.NFT_REJECT_ICMP_UNREACH, Code: icmp6PortUnreachable}
-}
-
-// The scratch word lives in meta priority. Forwarding gives a packet a new priority
-// anyway; for packets of this node, of which only the first of a connection passes
-// here, postrouting clears it.
-func readScratch() expr.Any { return &expr.Meta{Key: expr.MetaKeyPRIORITY, Register: reg0} }
-
-func writeScratch() expr.Any {
-	return &expr.Meta{Key: expr.MetaKeyPRIORITY, SourceRegister: true, Register: reg0}
-}
-
-func orMark(bit uint32) []expr.Any {
-	return []expr.Any{
-		&expr.Meta{Key: expr.MetaKeyMARK, Register: reg0},
-		&expr.Bitwise{SourceRegister: reg0, DestRegister: reg0, Len: 4, Mask: native(^bit), Xor: native(bit)},
-		&expr.Meta{Key: expr.MetaKeyMARK, SourceRegister: true, Register: reg0},
-	}
-}
-
-func maskBits(mask uint32) expr.Any {
-	return &expr.Bitwise{SourceRegister: reg0, DestRegister: reg0, Len: 4, Mask: native(mask), Xor: native(0)}
-}
-
-func equals(data []byte) expr.Any { return &expr.Cmp{Op: expr.CmpOpEq, Register: reg0, Data: data} }
-
-func goTo(chain string) expr.Any { return &expr.Verdict{Kind: expr.VerdictGoto, Chain: chain} }
-
-func lookupVerdict(set string) expr.Any {
-	return &expr.Lookup{SourceRegister: reg0, DestRegister: unix.NFT_REG_VERDICT, IsDestRegSet: true, SetName: set}
-}
-
-func native(v uint32) []byte { return binary.NativeEndian.AppendUint32(nil, v) }

@@ -28,15 +28,11 @@ type Sink struct {
 	// known is false at first and after every failed write: the kernel is read then.
 	program Program
 	known   bool
-	classes map[ipfamily.Family]map[uint32]bool
-
-	// generation is the ruleset's number after our last write or check; another one
-	// means that somebody else wrote.
-	generation uint32
-	// unread says that elements are still to be read since then.
-	unread bool
-	layout string // hash of what cfg makes of the tables
-	last   Written
+	// touched says that others wrote to our tables, until that is put right.
+	touched bool
+	refused refusals
+	layout  string // hash of what cfg makes of the tables
+	last    Written
 }
 
 // Written says what the last Apply or Check wrote.
@@ -68,16 +64,41 @@ func (s *Sink) Probe() error {
 }
 
 // Apply makes the kernel's rules those of snapshot, in one transaction where the
-// socket's buffer allows. After an error the next Apply finds out what is installed;
-// what was there still stands, but for a load in parts that ended half way.
+// socket's buffer allows. A Service that the kernel refuses stays as it was and is named
+// in Program().Refused; the others go on. After an error the next Apply finds out what
+// is installed; what was there still stands, but for a load in parts that ended half way.
 func (s *Sink) Apply(ctx context.Context, snapshot *service.Snapshot) error {
 	s.last = Written{}
 	if err := ctx.Err(); err != nil {
 		return err
 	}
-	if !s.known {
-		return s.load(snapshot)
+	gone := s.refused.forget(snapshot)
+	err := s.bring(s.refused.without(snapshot, s.program.Snapshot))
+	if errors.Is(err, errRefused) {
+		if found, findErr := s.setApart(snapshot); !found || findErr != nil {
+			return errors.Join(err, findErr)
+		}
+		err = s.bring(s.refused.without(snapshot, s.program.Snapshot))
 	}
+	if err == nil {
+		s.report(gone)
+	}
+	return err
+}
+
+// bring makes the kernel's rules those of snapshot. Where it refuses, because others
+// took away what the change builds on, it looks at what is there, once.
+func (s *Sink) bring(snapshot *service.Snapshot) error {
+	if s.known {
+		if err := s.advance(snapshot); !errors.Is(err, errRefused) {
+			return err
+		}
+	}
+	return s.load(snapshot)
+}
+
+// advance writes what differs from the last Snapshot.
+func (s *Sink) advance(snapshot *service.Snapshot) error {
 	next := Compile(s.program, snapshot)
 	if err := s.write(Diff(s.program.Ruleset, next.Ruleset)); err != nil {
 		return err
@@ -108,11 +129,9 @@ func (s *Sink) load(snapshot *service.Snapshot) error {
 	return nil
 }
 
-// Check finds out whether somebody else changed our tables since the last write, and
-// puts them right. It costs one small message where nobody wrote any rules, and the
-// listing of our chains and rules, a few hundred, where somebody did. Only with elements
-// does it read the elements too, whose listing can take long.
-func (s *Sink) Check(ctx context.Context, elements bool) error {
+// Check finds out whether somebody else changed our tables since the last Apply or
+// Check, and puts them right. It costs one system call where nobody did.
+func (s *Sink) Check(ctx context.Context) error {
 	s.last = Written{}
 	if err := ctx.Err(); err != nil {
 		return err
@@ -120,37 +139,38 @@ func (s *Sink) Check(ctx context.Context, elements bool) error {
 	if !s.known {
 		return nil // the next Apply finds out
 	}
-	generation, err := s.kernel.generation()
-	if err != nil || generation == s.generation && !s.unread {
+	if err := s.listen(); err != nil || !s.touched {
 		return err
 	}
-	readable := s.program.Ruleset.elements() <= readLimit
-	if readable && elements {
-		return s.checkElements()
+	return s.repair()
+}
+
+// repair compares everything with what was written, and edits what differs. Where
+// reading would take longer than making everything anew, it does that.
+func (s *Sink) repair() error {
+	if s.program.Ruleset.elements() > readLimit {
+		return s.install(s.program)
 	}
-	intact, err := s.intact()
+	have, intact, err := s.read()
 	if err != nil {
 		return err
 	}
 	if !intact {
 		return s.install(s.program)
 	}
-	s.generation, s.unread = generation, readable
+	changes := Diff(have, s.program.Ruleset)
+	if len(changes.Classes) > 0 || s.write(changes) != nil {
+		return s.install(s.program) // a chain is there still whose number somebody took
+	}
+	s.known = true
 	return nil
 }
 
-// checkElements compares the rules and all elements with what was written, and edits what differs.
-func (s *Sink) checkElements() error {
-	want := s.program
-	have, intact, err := s.read()
-	if err != nil {
-		return err
-	}
-	if !intact || s.write(Diff(have, want.Ruleset)) != nil {
-		return s.install(want)
-	}
-	s.unread = false
-	return nil
+// listen hears what others did until now.
+func (s *Sink) listen() error {
+	touched, err := s.kernel.monitor.touched()
+	s.touched = s.touched || touched
+	return err
 }
 
 // Program returns what is installed.
@@ -174,44 +194,27 @@ func (s *Sink) intact() (bool, error) {
 }
 
 // read returns the elements that are installed. intact is false where the tables are not
-// as this configuration makes them; everything is made anew then.
+// as this configuration makes them; everything is made anew then. What others do from
+// now on is noticed.
 func (s *Sink) read() (have Ruleset, intact bool, err error) {
-	generation, err := s.kernel.generation()
-	if err != nil {
+	if err := s.kernel.ready(); err != nil {
 		return have, false, err
 	}
+	if err := s.listen(); err != nil {
+		return have, false, err
+	}
+	s.touched = false
 	if intact, err := s.intact(); err != nil || !intact {
 		return have, false, err
 	}
-	elements, err := s.kernel.contents()
+	have, err = s.kernel.contents()
 	switch {
 	case errors.Is(err, fs.ErrNotExist), errors.Is(err, errForeign):
 		return have, false, nil
 	case err != nil:
 		return have, false, err
-	case !elements.dispatches(s.classes):
-		return have, false, nil
 	}
-	s.generation, s.classes = generation, elements.classes
-	return elements.ruleset(), true, nil
-}
-
-// dispatches says whether every number of endpoints that has a chain leads to it: those
-// made from the start, and those of known.
-func (r *reader) dispatches(known map[ipfamily.Family]map[uint32]bool) bool {
-	for _, f := range ipfamily.All {
-		for n := range uint32(readyClasses + 1) {
-			if !r.classes[f][n] {
-				return false
-			}
-		}
-		for n := range known[f] {
-			if !r.classes[f][n] {
-				return false
-			}
-		}
-	}
-	return true
+	return have, true, nil
 }
 
 // marker names the layout, and what the kernel made of it.
@@ -220,30 +223,33 @@ func (s *Sink) marker(sum string) string { return markerPrefix + s.layout + "_" 
 // install makes both tables anew with everything in them.
 func (s *Sink) install(next Program) error {
 	s.known = false
-	var err error
-	if s.generation, err = s.kernel.generation(); err != nil {
-		return err // what was written before this goes
+	if err := s.kernel.ready(); err != nil {
+		return err
 	}
+	if err := s.listen(); err != nil {
+		return err
+	}
+	s.touched = false // what was written before this goes
 	changes := Diff(Ruleset{}, next.Ruleset)
+	b := s.tables()
+	b.addChanges(changes)
+	if err := s.commit(b); err != nil {
+		return err
+	}
+	s.program, s.known = next, true
+	s.last = Written{Elements: changes.Len(), Installed: true}
+	return s.mark()
+}
+
+// tables makes both tables anew without anything of Services.
+func (s *Sink) tables() *batch {
 	b := &batch{}
-	s.classes = map[ipfamily.Family]map[uint32]bool{}
 	for _, f := range ipfamily.All {
 		b.addTable(f) // so that there is one to delete
 		b.deleteTable(f)
 		b.addLayout(s.cfg, f)
-		s.classes[f] = map[uint32]bool{}
-		for n := range uint32(readyClasses + 1) {
-			s.classes[f][n] = true
-		}
 	}
-	s.addChanges(b, changes)
-	alone, err := s.commit(b)
-	if err != nil {
-		return err
-	}
-	s.program, s.known, s.unread = next, true, false
-	s.last = Written{Elements: changes.Len(), Installed: true}
-	return s.mark(alone)
+	return b
 }
 
 // write carries out changes on tables that are otherwise intact.
@@ -252,100 +258,71 @@ func (s *Sink) write(changes Changes) error {
 		return nil
 	}
 	b := &batch{}
-	grown := s.addChanges(b, changes)
-	alone, err := s.commit(b)
-	if err != nil {
-		s.known = false
+	b.addChanges(changes)
+	if err := s.commit(b); err != nil {
 		return err
 	}
-	s.last.Elements = changes.Len()
-	if grown {
-		return s.mark(alone)
+	s.last.Elements += changes.Len()
+	if len(changes.Classes) > 0 {
+		return s.mark()
 	}
 	return nil
 }
 
-// addChanges puts changes into b, with the chains they need, and says whether any are
-// new.
-func (s *Sink) addChanges(b *batch, changes Changes) (grown bool) {
-	for _, ch := range changes.Frontends {
-		f, n := ipfamily.Of(ch.Key.Addr), ch.New.Endpoints
-		if ch.HasNew && !s.classes[f][n] {
-			b.addClass(f, n)
-			s.classes[f][n] = true
-			grown = true
+// commit writes b. After an error nobody knows what is installed.
+func (s *Sink) commit(b *batch) error {
+	if err := s.kernel.commit(b); err != nil {
+		s.known = false
+		return fmt.Errorf("writing rules: %w", err)
+	}
+	return nil
+}
+
+// addChanges puts changes into b: the chains that are led to come first, those that
+// nothing leads to any more go last.
+func (b *batch) addChanges(changes Changes) {
+	for _, f := range ipfamily.All {
+		for _, ch := range changes.Classes {
+			if ch.HasNew && !ch.HadOld {
+				b.addClass(f, ch.Key, ch.New)
+			}
 		}
 	}
 	for _, phase := range changes.phases() {
 		b.addEdits(phase)
 	}
-	return grown
+	for _, f := range ipfamily.All {
+		for _, ch := range changes.Classes {
+			if ch.HadOld {
+				b.deleteClass(f, ch.Key, ch.Old)
+			}
+			if ch.HadOld && ch.HasNew {
+				b.addClass(f, ch.Key, ch.New)
+			}
+		}
+	}
 }
 
 // mark writes down what the chains and rules are now, for later to know them by. Where
-// others wrote since we last looked, what they did must not be taken for ours: without a
-// new marker the next Check makes everything anew.
-func (s *Sink) mark(alone bool) error {
-	if !alone {
-		return nil
-	}
+// others wrote meanwhile, what they did must not be taken for ours: it takes the old
+// marker away, and without one everything is made anew.
+func (s *Sink) mark() error {
 	sum, old, err := s.kernel.skeleton()
+	if err == nil {
+		err = s.listen()
+	}
 	if err != nil {
 		s.known = false
 		return err
 	}
-	before := s.generation
 	b := &batch{}
 	for _, f := range ipfamily.All {
 		if old[f] != "" {
 			b.deleteChain(f, old[f])
 		}
-		b.addChain(f, s.marker(sum), nil)
-	}
-	switch alone, err := s.commit(b); {
-	case err != nil:
-		s.known = false
-		return err
-	case !alone:
-		s.generation = before // they may be in what was hashed
-		return s.unmark()
-	}
-	return nil
-}
-
-// unmark takes the markers away, so that the next Check makes everything anew.
-func (s *Sink) unmark() error {
-	_, markers, err := s.kernel.skeleton()
-	if err == nil {
-		b := &batch{}
-		for f, name := range markers {
-			b.deleteChain(f, name)
+		if !s.touched {
+			b.addChain(f, s.marker(sum), nil)
 		}
-		_, err = s.kernel.commit(b)
 	}
-	if err != nil {
-		s.known = false
-	}
-	return err
-}
-
-// commit writes b, and notes the generation that it made if nobody else wrote since the
-// last one that was noted, which alone says. Else that is left for Check to see.
-func (s *Sink) commit(b *batch) (alone bool, err error) {
-	before, err := s.kernel.generation()
-	if err != nil {
-		return false, err
-	}
-	transactions, err := s.kernel.commit(b)
-	if err != nil {
-		return false, fmt.Errorf("writing rules: %w", err)
-	}
-	after, err := s.kernel.generation()
-	if err != nil {
-		return false, err
-	}
-	if alone = before == s.generation && after == before+transactions; alone {
-		s.generation = after
-	}
-	return alone, nil
+	return s.commit(b)
 }

@@ -18,14 +18,16 @@ import (
 // into their buffer. Expressions, the intricate part, are that library's.
 
 const (
-	// elementsPerMessage keeps a list of elements, each at most 72 bytes long, below
+	// elementsPerMessage keeps a list of elements, each at most 104 bytes long, below
 	// the 65,535 bytes that a netlink attribute can hold.
-	elementsPerMessage = 800
+	elementsPerMessage = 600
 
 	// Not in golang.org/x/sys/unix yet (linux/netfilter/nf_tables.h).
 	nftSetConcat     = 0x80
 	nftSetDescConcat = 2
 	nftSetFieldLen   = 1
+	nftSetElemKeyEnd = 10
+	nftDynsetDelete  = 2
 
 	// User data that tells nft how to print keys and data (libnftnl udata.h).
 	udataKeyByteOrder  = 0
@@ -61,12 +63,19 @@ type setDef struct {
 	name      string
 	key, data []datatype
 	verdicts  bool
+	interval  bool   // elements are ranges of the key's last field
+	dynamic   uint32 // how many elements packets may add; 0 for none
+	expires   bool   // those elements have a timeout
 }
 
 // element is one element of a set or map.
 type element struct {
 	key, data []byte
+	keyEnd    []byte // the last key of a range, in a set of concatenations
+	end       bool   // the key is the first behind a range, in a set of one field
 	goTo      string // of a verdict map
+
+	packets, bytes uint64 // of its counter, read only
 }
 
 // batch is a transaction in the making.
@@ -125,6 +134,7 @@ func (b *batch) deleteTable(f ipfamily.Family) {
 type hook struct {
 	number   uint32
 	priority int32
+	filter   bool // sees all packets; a chain for nat sees the first of a connection
 }
 
 func (b *batch) addChain(f ipfamily.Family, name string, h *hook) {
@@ -134,7 +144,11 @@ func (b *batch) addChain(f ipfamily.Family, name string, h *hook) {
 		if h == nil {
 			return
 		}
-		ae.String(unix.NFTA_CHAIN_TYPE, "nat")
+		kind := "nat"
+		if h.filter {
+			kind = "filter"
+		}
+		ae.String(unix.NFTA_CHAIN_TYPE, kind)
 		ae.Nested(unix.NFTA_CHAIN_HOOK, func(nae *netlink.AttributeEncoder) error {
 			nae.Uint32(unix.NFTA_HOOK_HOOKNUM, h.number)
 			nae.Uint32(unix.NFTA_HOOK_PRIORITY, uint32(h.priority))
@@ -169,6 +183,15 @@ func (b *batch) addSet(f ipfamily.Family, def setDef, id uint32) {
 	if len(def.key) > 1 {
 		flags |= nftSetConcat
 	}
+	if def.interval {
+		flags |= unix.NFT_SET_INTERVAL
+	}
+	if def.dynamic > 0 {
+		flags |= unix.NFT_SET_EVAL
+	}
+	if def.expires {
+		flags |= unix.NFT_SET_TIMEOUT
+	}
 	b.add(f, unix.NFT_MSG_NEWSET, netlink.Create, func(ae *netlink.AttributeEncoder) {
 		ae.String(unix.NFTA_SET_TABLE, TableName)
 		ae.String(unix.NFTA_SET_NAME, def.name)
@@ -183,12 +206,15 @@ func (b *batch) addSet(f ipfamily.Family, def setDef, id uint32) {
 			ae.Uint32(unix.NFTA_SET_DATA_TYPE, magic)
 			ae.Uint32(unix.NFTA_SET_DATA_LEN, length)
 		}
-		if len(def.key) > 1 {
-			ae.Nested(unix.NFTA_SET_DESC, func(nae *netlink.AttributeEncoder) error {
+		ae.Nested(unix.NFTA_SET_DESC, func(nae *netlink.AttributeEncoder) error {
+			if def.dynamic > 0 {
+				nae.Uint32(unix.NFTA_SET_DESC_SIZE, def.dynamic)
+			}
+			if len(def.key) > 1 {
 				nae.Nested(nftSetDescConcat, fieldLengths(def.key))
-				return nil
-			})
-		}
+			}
+			return nil
+		})
 		ae.Bytes(unix.NFTA_SET_USERDATA, byteOrders(def))
 	})
 }
@@ -220,12 +246,15 @@ func byteOrders(def setDef) []byte {
 	return out
 }
 
-// elements adds elements to a set, or deletes them.
-func (b *batch) elements(f ipfamily.Family, set string, msgType uint16, elems []element) {
-	var flags netlink.HeaderFlags
-	if msgType == unix.NFT_MSG_NEWSETELEM {
-		flags = netlink.Create
-	}
+func (b *batch) addElements(f ipfamily.Family, set string, elems []element) {
+	b.elements(f, set, unix.NFT_MSG_NEWSETELEM, netlink.Create, elems)
+}
+
+func (b *batch) deleteElements(f ipfamily.Family, set string, elems []element) {
+	b.elements(f, set, unix.NFT_MSG_DELSETELEM, 0, elems)
+}
+
+func (b *batch) elements(f ipfamily.Family, set string, msgType uint16, flags netlink.HeaderFlags, elems []element) {
 	for len(elems) > 0 {
 		n := min(len(elems), elementsPerMessage)
 		list := make([]byte, 0, n*72)
@@ -242,13 +271,22 @@ func (b *batch) elements(f ipfamily.Family, set string, msgType uint16, elems []
 }
 
 func (e element) appendTo(out []byte) []byte {
+	value := func(v []byte) func([]byte) []byte {
+		return func(out []byte) []byte { return attribute(out, unix.NFTA_DATA_VALUE, v) }
+	}
 	return nest(out, unix.NFTA_LIST_ELEM, func(out []byte) []byte {
-		out = nest(out, unix.NFTA_SET_ELEM_KEY, func(out []byte) []byte { return attribute(out, unix.NFTA_DATA_VALUE, e.key) })
+		out = nest(out, unix.NFTA_SET_ELEM_KEY, value(e.key))
+		if e.end {
+			out = attribute(out, unix.NFTA_SET_ELEM_FLAGS, binary.BigEndian.AppendUint32(nil, unix.NFT_SET_ELEM_INTERVAL_END))
+		}
+		if len(e.keyEnd) > 0 {
+			out = nest(out, nftSetElemKeyEnd, value(e.keyEnd))
+		}
 		switch {
 		case e.goTo != "":
 			out = nest(out, unix.NFTA_SET_ELEM_DATA, func(out []byte) []byte { return appendGoto(out, e.goTo) })
 		case len(e.data) > 0:
-			out = nest(out, unix.NFTA_SET_ELEM_DATA, func(out []byte) []byte { return attribute(out, unix.NFTA_DATA_VALUE, e.data) })
+			out = nest(out, unix.NFTA_SET_ELEM_DATA, value(e.data))
 		}
 		return out
 	})
@@ -288,7 +326,7 @@ func (b *batch) deleteChain(f ipfamily.Family, name string) {
 // addEdits puts the edits of one phase into b.
 func (b *batch) addEdits(phase map[setRef]*edits) {
 	for ref, e := range phase {
-		b.elements(ref.family, ref.name, unix.NFT_MSG_DELSETELEM, e.del)
-		b.elements(ref.family, ref.name, unix.NFT_MSG_NEWSETELEM, e.add)
+		b.deleteElements(ref.family, ref.name, e.del)
+		b.addElements(ref.family, ref.name, e.add)
 	}
 }

@@ -8,18 +8,15 @@ import (
 	"k8s.io/client-go/tools/events"
 	"k8s.io/utils/clock"
 
+	"fairlead.dev/fairlead/internal/conntrack"
 	"fairlead.dev/fairlead/internal/dataplane"
 	"fairlead.dev/fairlead/internal/service"
 )
 
 const (
 	// checkPeriod is how often the agent looks for other writers. The look is one
-	// netlink message; the promise is that a damage is repaired within 2 s.
+	// system call; the promise is that a damage is repaired within 2 s.
 	checkPeriod = 500 * time.Millisecond
-
-	// readShare bounds what reading all elements back costs where other programs write
-	// their own tables all the time: the next waits this many times as long as one took.
-	readShare = 20
 )
 
 // Sink makes one subsystem of this node match a Snapshot.
@@ -32,8 +29,8 @@ type Sink interface {
 // rules is the Sink of the dataplane, *dataplane.Sink but in tests.
 type rules interface {
 	Sink
-	// Check repairs what others changed, with elements down to the last element.
-	Check(ctx context.Context, elements bool) error
+	// Check repairs what others changed.
+	Check(ctx context.Context) error
 	// Last is what the last Apply or Check wrote, Program what is installed.
 	Last() dataplane.Written
 	Program() dataplane.Program
@@ -48,15 +45,15 @@ type agent struct {
 	ports   *healthPorts
 	others  []*follower // get each Snapshot once its rules are written
 	ledger  *ledger
+	flows   *conntrack.Cleaner
 	health  *health
 	metrics *metrics
 	clock   clock.Clock
 	logger  logr.Logger
 
-	synced   bool
-	pace     pace
-	latency  latency
-	nextRead time.Time // not before then are all elements read back
+	synced  bool
+	pace    pace
+	latency latency
 
 	failure failure // of the last write or check of the rules
 }
@@ -65,7 +62,7 @@ type agent struct {
 func newAgent(node string, rules rules, recorder events.EventRecorder, logger logr.Logger) *agent {
 	c, m := clock.RealClock{}, newMetrics()
 	a := &agent{
-		intake: newIntake(c), model: &model{store: service.NewStore(node)}, rules: rules,
+		intake: newIntake(c), model: &model{store: service.NewStore(node)}, rules: rules, flows: conntrack.New(c, logger),
 		ledger: &ledger{node: node, events: recorder, logger: logger},
 		health: &health{clock: c}, metrics: m, clock: c, logger: logger,
 	}
@@ -168,6 +165,7 @@ func (a *agent) sayWhereNodePortsAre() {
 // write applies the newest state to the rules, and says whether that worked.
 func (a *agent) write(ctx context.Context) bool {
 	start := a.clock.Now()
+	a.flows.Writing()
 	err := a.rules.Apply(ctx, a.model.store.Snapshot())
 	now := a.clock.Now()
 	a.pace.wrote(now)
@@ -183,6 +181,7 @@ func (a *agent) write(ctx context.Context) bool {
 	}
 	a.health.updated(now)
 	program, written := a.rules.Program(), a.rules.Last()
+	a.flows.Changed(program.Snapshot)
 	a.latency.wrote(now, a.ledger.services, program.Snapshot.Services, a.metrics)
 	changed := a.ledger.enter(program)
 	a.metrics.wrote(written, changed, a.ledger, now.Sub(start))
@@ -228,20 +227,16 @@ func (a *agent) check(ctx context.Context) bool {
 	if a.failure.reason != "" {
 		return false // the next write looks at everything
 	}
-	start := a.clock.Now()
-	err := a.rules.Check(ctx, !start.Before(a.nextRead))
+	err := a.rules.Check(ctx)
 	if ctx.Err() != nil {
 		return false
-	}
-	now := a.clock.Now()
-	if now.After(a.nextRead) {
-		a.nextRead = now.Add(readShare * now.Sub(start))
 	}
 	if err != nil {
 		a.fail(err, "Checking the rules failed, will write them again")
 		return true
 	}
 	if written := a.rules.Last(); written.Elements > 0 || written.Installed {
+		a.flows.Repaired()
 		a.metrics.repairs.Inc()
 		a.logger.Info("Somebody else changed the rules, they are repaired", "elements", written.Elements, "madeAnew", written.Installed)
 	}

@@ -71,7 +71,7 @@ func nodeName(flag string) (string, error) {
 // cannot listen; it waits for an API server that is not there yet.
 func Run(ctx context.Context, cfg *v1alpha1.NodeConfiguration, restConfig *rest.Config, node string, logger logr.Logger) error {
 	logger = logger.WithValues("node", node)
-	sink := dataplane.NewSink(dataplane.Config{PodCIDRs: prefixes(cfg.LocalTraffic.ClusterCIDRs)})
+	sink := dataplane.NewSink(dataplane.Config{Local: localTraffic(cfg.LocalTraffic), MasqueradeAll: cfg.MasqueradeAll, Counters: cfg.Counters})
 	if err := sink.Probe(); err != nil {
 		return err
 	}
@@ -102,6 +102,7 @@ func Run(ctx context.Context, cfg *v1alpha1.NodeConfiguration, restConfig *rest.
 			return err
 		}
 		a.intake.watch(ctx, client, node, logger)
+		group.Go(func() error { a.flows.Run(ctx); return nil })
 		a.run(ctx)
 		return nil
 	})
@@ -124,4 +125,12 @@ func prefixes(cidrs []string) []netip.Prefix {
 		}
 	}
 	return out
+}
+
+// localTraffic says how the rules tell pods.
+func localTraffic(l v1alpha1.LocalTraffic) dataplane.LocalTraffic {
+	return dataplane.LocalTraffic{
+		CIDRs:  l.NodeCIDR || len(l.ClusterCIDRs) > 0,
+		Bridge: l.Bridge, InterfacePrefix: l.InterfacePrefix,
+	}
 }
