@@ -24,12 +24,23 @@ var inner = names("KUBE-MARK-MASQ", "KUBE-PROXY-CANARY", "KUBE-SOURCE-RANGES-FIR
 // is that of versions before 1.25.
 var perService = []string{"KUBE-SVC-", "KUBE-SVL-", "KUBE-EXT-", "KUBE-FW-", "KUBE-SEP-", "KUBE-XLB-"}
 
-// ipSets are the sets of ipvs mode; those of IPv6 begin with KUBE-6-.
-var ipSets = names("KUBE-LOOP-BACK", "KUBE-CLUSTER-IP", "KUBE-EXTERNAL-IP", "KUBE-EXTERNAL-IP-LOCAL",
-	"KUBE-LOAD-BALANCER", "KUBE-LOAD-BALANCER-LOCAL", "KUBE-LOAD-BALANCER-FW", "KUBE-LOAD-BALANCER-SOURCE-IP",
-	"KUBE-LOAD-BALANCER-SOURCE-CIDR", "KUBE-NODE-PORT-TCP", "KUBE-NODE-PORT-LOCAL-TCP", "KUBE-NODE-PORT-UDP",
-	"KUBE-NODE-PORT-LOCAL-UDP", "KUBE-NODE-PORT-SCTP-HASH", "KUBE-NODE-PORT-LOCAL-SCTP-HASH",
-	"KUBE-HEALTH-CHECK-NODE-PORT", "KUBE-IPVS-IPS")
+// maxIPSetName is the length of the longest name that an IP set can have (IPSET_MAXNAMELEN),
+// where kube-proxy cuts its own off.
+const maxIPSetName = 31
+
+// ipSets are the sets of ipvs mode, for IPv4 and IPv6.
+var ipSets = func() (out []string) {
+	for _, prefix := range []string{"KUBE-", "KUBE-6-"} {
+		for _, name := range []string{"LOOP-BACK", "CLUSTER-IP", "EXTERNAL-IP", "EXTERNAL-IP-LOCAL",
+			"LOAD-BALANCER", "LOAD-BALANCER-LOCAL", "LOAD-BALANCER-FW", "LOAD-BALANCER-SOURCE-IP",
+			"LOAD-BALANCER-SOURCE-CIDR", "NODE-PORT-TCP", "NODE-PORT-LOCAL-TCP", "NODE-PORT-UDP",
+			"NODE-PORT-LOCAL-UDP", "NODE-PORT-SCTP-HASH", "NODE-PORT-LOCAL-SCTP-HASH",
+			"HEALTH-CHECK-NODE-PORT", "IPVS-IPS"} {
+			out = append(out, (prefix + name)[:min(len(prefix+name), maxIPSetName)])
+		}
+	}
+	return out
+}()
 
 func names(list ...string) map[string]bool {
 	out := make(map[string]bool, len(list))
@@ -43,14 +54,6 @@ func names(list ...string) map[string]bool {
 func isChain(name string) bool {
 	return entries[name] || inner[name] ||
 		slices.ContainsFunc(perService, func(p string) bool { return strings.HasPrefix(name, p) })
-}
-
-// isIPSet says whether an IP set of that name is kube-proxy's.
-func isIPSet(name string) bool {
-	if rest, ok := strings.CutPrefix(name, "KUBE-6-"); ok {
-		name = "KUBE-" + rest
-	}
-	return ipSets[name]
 }
 
 // chain is a chain of one table of iptables.

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"slices"
 
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netlink/nl"
@@ -71,29 +70,34 @@ func removeLink(context.Context) (report Report, err error) {
 	return report, nil
 }
 
-// removeIPSets destroys the sets that the iptables rules of ipvs mode ask.
+// removeIPSets destroys the sets that the iptables rules of ipvs mode ask. They are asked
+// for by name: others' sets, which can be long, need not be listed.
 func removeIPSets(context.Context) (report Report, err error) {
-	list, err := netlink.IpsetListAll()
-	if errors.Is(err, unix.EINVAL) || errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.ENOENT) {
-		return report, nil // this kernel has no IP sets, or has not loaded them
-	}
-	if err != nil {
-		return report, fmt.Errorf("listing IP sets: %w", err)
-	}
-	var sets []string
-	for _, set := range list {
-		if isIPSet(set.SetName) {
-			sets = append(sets, set.SetName)
-		}
-	}
-	slices.Sort(sets)
 	var errs []error
-	for _, name := range slices.Compact(sets) { // a large one comes in several parts
-		if err := netlink.IpsetDestroy(name); err != nil {
+	for _, name := range ipSets {
+		switch err := destroyIPSet(name); {
+		case err == nil:
+			report.Removed = append(report.Removed, "IP set "+name)
+		case errors.Is(err, unix.ENOENT):
+		case errors.Is(err, unix.EINVAL), errors.Is(err, unix.EOPNOTSUPP):
+			return report, nil // this kernel has no IP sets
+		default:
 			errs = append(errs, fmt.Errorf("destroying IP set %s: %w", name, err))
-			continue
 		}
-		report.Removed = append(report.Removed, "IP set "+name)
 	}
 	return report, errors.Join(errs...)
+}
+
+// destroyIPSet returns ENOENT where there is no such set, as netlink.IpsetDestroy does
+// not.
+func destroyIPSet(name string) error {
+	req := nl.NewNetlinkRequest(nl.IPSET_CMD_DESTROY|unix.NFNL_SUBSYS_IPSET<<8, unix.NLM_F_ACK|unix.NLM_F_EXCL)
+	req.AddData(&nl.Nfgenmsg{NfgenFamily: unix.AF_UNSPEC, Version: nl.NFNETLINK_V0})
+	req.AddData(nl.NewRtAttr(nl.IPSET_ATTR_PROTOCOL, nl.Uint8Attr(nl.IPSET_PROTOCOL)))
+	req.AddData(nl.NewRtAttr(nl.IPSET_ATTR_SETNAME, nl.ZeroTerminated(name)))
+	_, err := req.Execute(unix.NETLINK_NETFILTER, 0)
+	if errno, ok := errors.AsType[unix.Errno](err); ok && int(errno) >= nl.IPSET_ERR_PRIVATE {
+		return nl.IPSetError(errno)
+	}
+	return err
 }

@@ -28,8 +28,9 @@ func removeLegacy(ctx context.Context) (report Report, err error) {
 		if err != nil && !errors.Is(err, fs.ErrNotExist) {
 			errs = append(errs, fmt.Errorf("listing tables of legacy iptables: %w", err))
 		}
-		for _, table := range strings.Fields(string(raw)) {
-			if !slices.Contains(tables, table) {
+		there := strings.Fields(string(raw))
+		for _, table := range tables {
+			if !slices.Contains(there, table) {
 				continue
 			}
 			where := fmt.Sprintf("table %s of legacy iptables, %s", table, f.name)
