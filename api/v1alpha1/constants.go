@@ -82,6 +82,27 @@ const (
 	AnnotationMetalLBPool         = "metallb.io/address-pool"
 	AnnotationOldMetalLBAddresses = "metallb.universe.tf/loadBalancerIPs"
 	AnnotationOldMetalLBPool      = "metallb.universe.tf/address-pool"
+
+	// AnnotationScheduler says how the endpoint of a new connection is picked. It is
+	// one of the Scheduler constants, SchedulerRandom where there is none.
+	AnnotationScheduler = "fairlead.dev/scheduler"
+)
+
+// Values of AnnotationScheduler.
+const (
+	SchedulerRandom     = "random"
+	SchedulerRoundRobin = "round-robin"
+	SchedulerSourceHash = "source-hash"
+	SchedulerMaglev     = "maglev"
+)
+
+// AnnotationWeights on a pod is its share of new connections beside the other endpoints',
+// a whole number from 1, the default, to MaxWeight. On an EndpointSlice it is a JSON
+// object of the same by address, such as {"10.244.1.2":3}; what is no such number in a
+// pod is a string there, so that the nodes can say so.
+const (
+	AnnotationWeights = "fairlead.dev/weights"
+	MaxWeight         = 100
 )
 
 // Annotations on a Service that are written together with its cleanup finalizer, and

@@ -22,12 +22,8 @@ const (
 	batchPeriod = 5 * time.Millisecond
 
 	// checkPeriod is how often the agent looks for other writers. The look is one
-	// netlink message; the promise is that a damage is repaired within 2 s.
+	// system call; the promise is that a damage is repaired within 2 s.
 	checkPeriod = 500 * time.Millisecond
-
-	// readShare bounds what reading all elements back costs where other programs write
-	// their own tables all the time: the next waits this many times as long as one took.
-	readShare = 20
 )
 
 // retry is the wait after failed writes: the rules that are there go on working.
@@ -43,8 +39,8 @@ type Sink interface {
 // rules is the Sink of the dataplane, *dataplane.Sink but in tests.
 type rules interface {
 	Sink
-	// Check repairs what others changed, with elements down to the last element.
-	Check(ctx context.Context, elements bool) error
+	// Check repairs what others changed.
+	Check(ctx context.Context) error
 	// Last is what the last Apply or Check wrote, Program what is installed.
 	Last() dataplane.Written
 	Program() dataplane.Program
@@ -63,7 +59,6 @@ type agent struct {
 
 	synced    bool
 	lastWrite time.Time
-	nextRead  time.Time // not before then are all elements read back
 
 	failure string // why the last write or check failed, empty where it did not
 	backoff wait.Backoff
@@ -203,14 +198,9 @@ func (a *agent) check(ctx context.Context) bool {
 	if a.failure != "" {
 		return false // the next write looks at everything
 	}
-	start := a.clock.Now()
-	err := a.rules.Check(ctx, !start.Before(a.nextRead))
+	err := a.rules.Check(ctx)
 	if ctx.Err() != nil {
 		return false
-	}
-	now := a.clock.Now()
-	if now.After(a.nextRead) {
-		a.nextRead = now.Add(readShare * now.Sub(start))
 	}
 	if err != nil {
 		a.fail(err, "Checking the rules failed, will write them again")

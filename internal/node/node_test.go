@@ -160,7 +160,7 @@ func (r *recorder) Apply(_ context.Context, s *service.Snapshot) error {
 	return nil
 }
 
-func (r *recorder) Check(context.Context, bool) error {
+func (r *recorder) Check(context.Context) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.checks++
