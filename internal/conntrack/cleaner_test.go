@@ -176,7 +176,7 @@ func TestRepaired(t *testing.T) {
 			t.Fatal(err)
 		}
 		l.awaitFlow(query{family: f, protocol: service.UDP, port: port})
-		must(t, l.node.Do(func() error { return l.sink.Check(t.Context(), true) }))
+		must(t, l.node.Do(func() error { return l.sink.Check(t.Context()) }))
 		l.cleaner.Repaired()
 		l.sweep()
 		wantAnswer(t, conn, "a")

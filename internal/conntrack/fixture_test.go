@@ -82,7 +82,7 @@ func newLab(t testing.TB) *lab {
 
 // restart forgets what the agent knew; the rules stay.
 func (l *lab) restart() {
-	l.sink = dataplane.NewSink(dataplane.Config{PodCIDRs: podCIDRs})
+	l.sink = dataplane.NewSink(dataplane.Config{Local: dataplane.LocalTraffic{CIDRs: true}})
 	l.cleaner = New(clock.RealClock{}, logr.Discard())
 }
 
@@ -125,7 +125,7 @@ func snapshot(nodeAddrs []netip.Addr, services ...*service.Service) *service.Sna
 	for _, s := range services {
 		edit.Set(s.Name, s)
 	}
-	return &service.Snapshot{Services: edit.Map(), NodePortAddrs: nodeAddrs}
+	return &service.Snapshot{Services: edit.Map(), NodePortAddrs: nodeAddrs, PodCIDRs: podCIDRs}
 }
 
 // write makes the rules those of the Services, and tells the Cleaner.

@@ -135,38 +135,28 @@ type flow struct {
 
 // decode reads an entry, and says whether it is a whole one of TCP or UDP.
 func (fl *flow) decode(data []byte) bool {
-	*fl = flow{}
 	if len(data) < nfgen {
 		return false
 	}
-	fl.family = data[0]
-	var status, reply []byte
-	var tcpState byte
-	for kind, value := range attributes(data[nfgen:]) {
-		switch kind {
-		case ctaTupleOrig:
-			fl.tuple = value
-		case ctaTupleReply:
-			reply = value
-		case ctaStatus:
-			status = value
-		case ctaProtoInfo:
-			tcpState = decodeTCPState(value)
-		case ctaID:
-			fl.id = value
-		case ctaZone:
-			fl.zone = value
+	var value [ctaZone + 1][]byte
+	for kind, v := range attributes(data[nfgen:]) {
+		if int(kind) < len(value) {
+			value[kind] = v
 		}
 	}
-	if len(status) != 4 || len(fl.id) != 4 {
+	status := value[ctaStatus]
+	if len(status) != 4 || len(value[ctaID]) != 4 {
 		return false
 	}
-	fl.opening = tcpState == tcpSynSent && binary.BigEndian.Uint32(status)&statusSeenReply == 0
+	*fl = flow{
+		opening: decodeTCPState(value[ctaProtoInfo]) == tcpSynSent && binary.BigEndian.Uint32(status)&statusSeenReply == 0,
+		family:  data[0], tuple: value[ctaTupleOrig], id: value[ctaID], zone: value[ctaZone],
+	}
 	fl.protocol, _, fl.to = decodeTuple(fl.tuple)
-	replyProtocol, backend, _ := decodeTuple(reply)
+	protocol, backend, _ := decodeTuple(value[ctaTupleReply])
 	fl.backend = backend
 	known := fl.protocol == service.TCP || fl.protocol == service.UDP
-	return known && replyProtocol == fl.protocol && fl.to.Addr().IsValid() && fl.backend.Addr().IsValid()
+	return known && protocol == fl.protocol && fl.to.Addr().IsValid() && backend.Addr().IsValid()
 }
 
 // removal asks the kernel to remove the flow, if it is still the same. Without a tuple

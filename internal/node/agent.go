@@ -42,10 +42,10 @@ type agent struct {
 	intake  *intake
 	model   *model
 	rules   rules
+	flows   *conntrack.Cleaner
 	ports   *healthPorts
 	others  []*follower // get each Snapshot once its rules are written
 	ledger  *ledger
-	flows   *conntrack.Cleaner
 	health  *health
 	metrics *metrics
 	clock   clock.Clock
@@ -62,7 +62,8 @@ type agent struct {
 func newAgent(node string, rules rules, recorder events.EventRecorder, logger logr.Logger) *agent {
 	c, m := clock.RealClock{}, newMetrics()
 	a := &agent{
-		intake: newIntake(c), model: &model{store: service.NewStore(node)}, rules: rules, flows: conntrack.New(c, logger),
+		flows:  conntrack.New(c, logger),
+		intake: newIntake(c), model: &model{store: service.NewStore(node)}, rules: rules,
 		ledger: &ledger{node: node, events: recorder, logger: logger},
 		health: &health{clock: c}, metrics: m, clock: c, logger: logger,
 	}

@@ -50,18 +50,18 @@ func (st *Store) PutService(s *Spec) {
 	switch {
 	case s.service == nil:
 		st.DeleteService(s.name)
-	case !ok || !s.service.saysWhat(old):
+	case !ok || !same(old, s.service):
 		st.specs[s.name] = s.service
 		st.touch(s.name)
 	}
 }
 
-// saysWhat says whether s says what o does. Its version tells which edit it is from, not
-// what it says.
-func (s *Service) saysWhat(o *Service) bool {
-	same := *s
-	same.ResourceVersion = o.ResourceVersion
-	return reflect.DeepEqual(&same, o)
+// same says whether a and b make the same rules: most updates of a Service are of its
+// status or of what others annotate, which changes the version alone.
+func same(a, b *Service) bool {
+	c := *b
+	c.ResourceVersion = a.ResourceVersion
+	return reflect.DeepEqual(a, &c)
 }
 
 // DeleteService takes out a Service.

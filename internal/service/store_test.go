@@ -229,27 +229,32 @@ func TestLocal(t *testing.T) {
 	}
 }
 
-// TestVersion: a Service carries what a reference to it needs, and an edit that changes
-// nothing for nodes is no change.
-func TestVersion(t *testing.T) {
+// TestNothingNewIsNoNews: objects that say what they said before change nothing, nor do
+// slices of a Service that has no rules.
+func TestNothingNewIsNoNews(t *testing.T) {
 	st := service.NewStore("node1")
-	svc := &corev1.Service{ObjectMeta: metav1.ObjectMeta{Name: "web", Namespace: "default", UID: "u", ResourceVersion: "1"},
-		Spec: corev1.ServiceSpec{ClusterIP: "10.0.0.1", Ports: []corev1.ServicePort{{Port: 80}}}}
-	want := func(version string) {
-		t.Helper()
-		got, _ := st.Snapshot().Services.Get(types.NamespacedName{Namespace: "default", Name: "web"})
-		if got.UID != "u" || got.ResourceVersion != version {
-			t.Errorf("UID %q, version %q; want version %q", got.UID, got.ResourceVersion, version)
-		}
-	}
-	st.SetService(svc)
-	want("1")
-	svc.ResourceVersion = "2"
-	st.SetService(svc)
+	slice := webSlice("a", endpoint("10.1.0.1", yes, yes, no))
+	st.SetSlice(slice)
 	if st.Pending() {
-		t.Error("another version alone is a change")
+		t.Error("a slice without a Service is pending")
 	}
-	svc.ResourceVersion, svc.Spec.Ports[0].Port = "3", 81
-	st.SetService(svc)
-	want("3")
+	st.SetService(webService(nil))
+	before, _ := st.Snapshot().Services.Get(web)
+	st.SetService(webService(func(s *corev1.Service) {
+		s.ResourceVersion, s.Annotations = "2", map[string]string{"note": "x"}
+	}))
+	noted := slice.DeepCopy()
+	noted.ResourceVersion, noted.Endpoints[0].Hostname = "2", new("pod")
+	st.SetSlice(noted)
+	if st.Pending() {
+		t.Error("objects that say nothing new are pending")
+	}
+	if after, _ := st.Snapshot().Services.Get(web); after != before {
+		t.Error("a Service that did not change is another pointer")
+	}
+	noted.Endpoints[0] = draining("10.1.0.1")
+	st.SetSlice(noted)
+	if !st.Pending() {
+		t.Error("an endpoint that drains is not pending")
+	}
 }

@@ -98,7 +98,7 @@ func TestHealthCheckNodePort(t *testing.T) {
 		cluster.Eventually(t, func() error { return saysHealth(t, balancer, at, status, endpoints) })
 	}
 
-	t.Run("a node with endpoints", func(t *testing.T) { says(netip.AddrPortFrom(one.IPv4, port), 200, 2) })
+	t.Run("a node with endpoints", func(_ *testing.T) { says(netip.AddrPortFrom(one.IPv4, port), 200, 2) })
 
 	t.Run("a port that another process has", func(t *testing.T) {
 		cluster.Eventually(t, func() error {
