@@ -51,6 +51,17 @@ const (
 	ReasonUnAvailableLoadBalancer  = "UnAvailableLoadBalancer"
 )
 
+// Reasons of events on a Service that nodes send.
+const (
+	// ReasonFailedToStartServiceHealthcheck: the health check node port cannot be
+	// listened on. It is kube-proxy's, which alerts are written for.
+	ReasonFailedToStartServiceHealthcheck = "FailedToStartServiceHealthcheck"
+	// ReasonPartlyServed: part of the Service has no rules on the node.
+	ReasonPartlyServed = "PartlyServed"
+	// ReasonInvalidValue: a value of the object cannot be used, the rest is.
+	ReasonInvalidValue = "InvalidValue"
+)
+
 // Conditions on an AddressPool, and their reasons.
 const (
 	// ConditionReady says whether addresses can be assigned from all of spec.addresses.
@@ -82,6 +93,27 @@ const (
 	AnnotationMetalLBPool         = "metallb.io/address-pool"
 	AnnotationOldMetalLBAddresses = "metallb.universe.tf/loadBalancerIPs"
 	AnnotationOldMetalLBPool      = "metallb.universe.tf/address-pool"
+
+	// AnnotationScheduler says how the endpoint of a new connection is picked. It is
+	// one of the Scheduler constants, SchedulerRandom where there is none.
+	AnnotationScheduler = "fairlead.dev/scheduler"
+)
+
+// Values of AnnotationScheduler.
+const (
+	SchedulerRandom     = "random"
+	SchedulerRoundRobin = "round-robin"
+	SchedulerSourceHash = "source-hash"
+	SchedulerMaglev     = "maglev"
+)
+
+// AnnotationWeights on a pod is its share of new connections beside the other endpoints',
+// a whole number from 1, the default, to MaxWeight. On an EndpointSlice it is a JSON
+// object of the same by address, such as {"10.244.1.2":3}; what is no such number in a
+// pod is a string there, so that the nodes can say so.
+const (
+	AnnotationWeights = "fairlead.dev/weights"
+	MaxWeight         = 100
 )
 
 // Annotations on a Service that are written together with its cleanup finalizer, and

@@ -142,7 +142,7 @@ func (s *nodeSink) apply(snap *service.Snapshot) dataplane.Written {
 
 func (s *nodeSink) check() dataplane.Written {
 	s.t.Helper()
-	must(s.t, s.node.Do(func() error { return s.Check(s.t.Context(), true) }))
+	must(s.t, s.node.Do(func() error { return s.Check(s.t.Context()) }))
 	return s.Last()
 }
 

@@ -10,6 +10,8 @@ import (
 
 	"github.com/mdlayher/netlink"
 	"golang.org/x/sys/unix"
+
+	"fairlead.dev/fairlead/internal/ipfamily"
 )
 
 const (
@@ -41,8 +43,9 @@ var ErrPermission = errors.New("no permission to use nftables: CAP_NET_ADMIN is 
 
 // kernel is a connection to nf_tables of the network namespace that it was opened in.
 type kernel struct {
-	conn  *netlink.Conn
-	limit int // bytes that one transaction can have
+	conn    *netlink.Conn
+	limit   int     // bytes that one transaction can have
+	monitor monitor // of what others do there
 }
 
 // ready opens the connection, if it is not open.
@@ -67,7 +70,30 @@ func (k *kernel) ready() error {
 		k.close()
 		return fmt.Errorf("asking the kernel for large datagrams: %w", explain(err))
 	}
-	return nil
+	own, err := port(conn)
+	if err == nil {
+		err = k.monitor.listen(own)
+	}
+	if err != nil {
+		k.close()
+	}
+	return err
+}
+
+// port returns the port of the socket, by which the kernel names it.
+func port(conn *netlink.Conn) (port uint32, err error) {
+	raw, err := conn.SyscallConn()
+	if err != nil {
+		return 0, err
+	}
+	ctlErr := raw.Control(func(fd uintptr) {
+		var addr unix.Sockaddr
+		if addr, err = unix.Getsockname(int(fd)); err == nil {
+			nl, _ := addr.(*unix.SockaddrNetlink)
+			port = nl.Pid
+		}
+	})
+	return port, errors.Join(ctlErr, err)
 }
 
 // offerRoom receives one answer into a large buffer. The kernel walks a set from its
@@ -118,23 +144,39 @@ func (k *kernel) close() {
 	}
 }
 
-// commit carries out b, in one transaction where it fits, and returns how many there
-// were. After an error, what the kernel has must be read anew.
-func (k *kernel) commit(b *batch) (transactions uint32, err error) {
+// commit carries out b, in one transaction where it fits. It returns an error that is
+// errRefused where the kernel did not like what is in b. After an error, what the kernel
+// has must be read anew.
+func (k *kernel) commit(b *batch) error {
 	if b.err != nil {
-		return 0, b.err
+		return errors.Join(b.err, errRefused)
 	}
 	if err := k.ready(); err != nil {
-		return 0, err
+		return err
 	}
 	for _, messages := range split(b.messages, k.limit) {
 		if err := k.transact(messages); err != nil {
 			k.close()
-			return transactions, fmt.Errorf("committing nftables rules: %w", explain(err))
+			return fmt.Errorf("committing nftables rules: %w", explain(err))
 		}
-		transactions++
 	}
-	return transactions, nil
+	return nil
+}
+
+// try finds out whether the kernel would accept b: it ends b with what it refuses in
+// any case, so that nothing of it comes to be, and looks whether that alone is refused.
+func (k *kernel) try(b *batch) error {
+	// A table that exists cannot be replaced (nf_tables_newtable).
+	b.add(ipfamily.IPv4, unix.NFT_MSG_NEWTABLE, netlink.Replace, func(ae *netlink.AttributeEncoder) {
+		ae.String(unix.NFTA_TABLE_NAME, TableName)
+	})
+	if len(split(b.messages, k.limit)) > 1 {
+		return fmt.Errorf("too large to be tried at once: %w", errRefused)
+	}
+	if err := k.commit(b); !errors.Is(err, unix.EOPNOTSUPP) {
+		return err
+	}
+	return nil
 }
 
 // split cuts messages into runs of at most limit bytes with their batch headers.
@@ -179,7 +221,7 @@ func (k *kernel) transact(messages []netlink.Message) error {
 		// comes also when another message made the transaction fail.
 		replies, err := k.conn.Receive()
 		if err != nil {
-			return err
+			return refusal(err)
 		}
 		for _, r := range replies {
 			if r.Header.Type == netlink.Error && r.Header.Sequence == sent[last].Header.Sequence {
@@ -187,6 +229,19 @@ func (k *kernel) transact(messages []netlink.Message) error {
 			}
 		}
 	}
+}
+
+// errRefused means that the kernel did not accept a transaction for what is in it.
+var errRefused = errors.New("refused by the kernel")
+
+// refusal tells what a message of the kernel says of a transaction from what befell the
+// socket, or the right to use it.
+func refusal(err error) error {
+	var op *netlink.OpError
+	if !errors.As(err, &op) || op.Timeout() || errors.Is(err, unix.ENOBUFS) || errors.Is(err, unix.EPERM) || errors.Is(err, unix.EINTR) {
+		return err
+	}
+	return fmt.Errorf("%w: %w", errRefused, err)
 }
 
 // deadline is the one look at a clock here: socket deadlines are absolute.

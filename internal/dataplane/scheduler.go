@@ -85,13 +85,13 @@ func newWalk(a netip.AddrPort, size uint64) *walk {
 	_, _ = h.Write(raw)
 	sum := h.Sum(nil)
 	return &walk{
-		at:   mix(binary.BigEndian.Uint64(sum)) % size,
-		skip: mix(binary.BigEndian.Uint64(sum[8:]))%(size-1) + 1,
+		at:   scramble(binary.BigEndian.Uint64(sum)) % size,
+		skip: scramble(binary.BigEndian.Uint64(sum[8:]))%(size-1) + 1,
 	}
 }
 
-// mix spreads what differs in few bits over all (the finalizer of MurmurHash3).
-func mix(x uint64) uint64 {
+// scramble spreads what differs in few bits over all (the finalizer of MurmurHash3).
+func scramble(x uint64) uint64 {
 	x ^= x >> 33
 	x *= 0xff51afd7ed558ccd
 	x ^= x >> 33

@@ -28,14 +28,11 @@ type Sink struct {
 	// known is false at first and after every failed write: the kernel is read then.
 	program Program
 	known   bool
-
-	// generation is the ruleset's number after our last write or check; another one
-	// means that somebody else wrote.
-	generation uint32
-	// unread says that elements are still to be read since then.
-	unread bool
-	layout string // hash of what cfg makes of the tables
-	last   Written
+	// touched says that others wrote to our tables, until that is put right.
+	touched bool
+	refused refusals
+	layout  string // hash of what cfg makes of the tables
+	last    Written
 }
 
 // Written says what the last Apply or Check wrote.
@@ -67,16 +64,41 @@ func (s *Sink) Probe() error {
 }
 
 // Apply makes the kernel's rules those of snapshot, in one transaction where the
-// socket's buffer allows. After an error the next Apply finds out what is installed;
-// what was there still stands, but for a load in parts that ended half way.
+// socket's buffer allows. A Service that the kernel refuses stays as it was and is named
+// in Program().Refused; the others go on. After an error the next Apply finds out what
+// is installed; what was there still stands, but for a load in parts that ended half way.
 func (s *Sink) Apply(ctx context.Context, snapshot *service.Snapshot) error {
 	s.last = Written{}
 	if err := ctx.Err(); err != nil {
 		return err
 	}
-	if !s.known {
-		return s.load(snapshot)
+	gone := s.refused.forget(snapshot)
+	err := s.bring(s.refused.without(snapshot, s.program.Snapshot))
+	if errors.Is(err, errRefused) {
+		if found, findErr := s.setApart(snapshot); !found || findErr != nil {
+			return errors.Join(err, findErr)
+		}
+		err = s.bring(s.refused.without(snapshot, s.program.Snapshot))
 	}
+	if err == nil {
+		s.report(gone)
+	}
+	return err
+}
+
+// bring makes the kernel's rules those of snapshot. Where it refuses, because others
+// took away what the change builds on, it looks at what is there, once.
+func (s *Sink) bring(snapshot *service.Snapshot) error {
+	if s.known {
+		if err := s.advance(snapshot); !errors.Is(err, errRefused) {
+			return err
+		}
+	}
+	return s.load(snapshot)
+}
+
+// advance writes what differs from the last Snapshot.
+func (s *Sink) advance(snapshot *service.Snapshot) error {
 	next := Compile(s.program, snapshot)
 	if err := s.write(Diff(s.program.Ruleset, next.Ruleset)); err != nil {
 		return err
@@ -107,11 +129,9 @@ func (s *Sink) load(snapshot *service.Snapshot) error {
 	return nil
 }
 
-// Check finds out whether somebody else changed our tables since the last write, and
-// puts them right. It costs one small message where nobody wrote any rules, and the
-// listing of our chains and rules, a few hundred, where somebody did. Only with elements
-// does it read the elements too, whose listing can take long.
-func (s *Sink) Check(ctx context.Context, elements bool) error {
+// Check finds out whether somebody else changed our tables since the last Apply or
+// Check, and puts them right. It costs one system call where nobody did.
+func (s *Sink) Check(ctx context.Context) error {
 	s.last = Written{}
 	if err := ctx.Err(); err != nil {
 		return err
@@ -119,41 +139,38 @@ func (s *Sink) Check(ctx context.Context, elements bool) error {
 	if !s.known {
 		return nil // the next Apply finds out
 	}
-	generation, err := s.kernel.generation()
-	if err != nil || generation == s.generation && !s.unread {
+	if err := s.listen(); err != nil || !s.touched {
 		return err
 	}
-	readable := s.program.Ruleset.elements() <= readLimit
-	if readable && elements {
-		return s.checkElements()
+	return s.repair()
+}
+
+// repair compares everything with what was written, and edits what differs. Where
+// reading would take longer than making everything anew, it does that.
+func (s *Sink) repair() error {
+	if s.program.Ruleset.elements() > readLimit {
+		return s.install(s.program)
 	}
-	intact, err := s.intact()
+	have, intact, err := s.read()
 	if err != nil {
 		return err
 	}
 	if !intact {
 		return s.install(s.program)
 	}
-	s.generation, s.unread = generation, readable
+	changes := Diff(have, s.program.Ruleset)
+	if len(changes.Classes) > 0 || s.write(changes) != nil {
+		return s.install(s.program) // a chain is there still whose number somebody took
+	}
+	s.known = true
 	return nil
 }
 
-// checkElements compares the rules and all elements with what was written, and edits what differs.
-func (s *Sink) checkElements() error {
-	want := s.program
-	have, intact, err := s.read()
-	if err != nil {
-		return err
-	}
-	if !intact {
-		return s.install(want)
-	}
-	changes := Diff(have, want.Ruleset)
-	if len(changes.Classes) > 0 || s.write(changes) != nil {
-		return s.install(want) // a chain is there still whose number somebody took
-	}
-	s.unread = false
-	return nil
+// listen hears what others did until now.
+func (s *Sink) listen() error {
+	touched, err := s.kernel.monitor.touched()
+	s.touched = s.touched || touched
+	return err
 }
 
 // Program returns what is installed.
@@ -177,12 +194,16 @@ func (s *Sink) intact() (bool, error) {
 }
 
 // read returns the elements that are installed. intact is false where the tables are not
-// as this configuration makes them; everything is made anew then.
+// as this configuration makes them; everything is made anew then. What others do from
+// now on is noticed.
 func (s *Sink) read() (have Ruleset, intact bool, err error) {
-	generation, err := s.kernel.generation()
-	if err != nil {
+	if err := s.kernel.ready(); err != nil {
 		return have, false, err
 	}
+	if err := s.listen(); err != nil {
+		return have, false, err
+	}
+	s.touched = false
 	if intact, err := s.intact(); err != nil || !intact {
 		return have, false, err
 	}
@@ -193,7 +214,6 @@ func (s *Sink) read() (have Ruleset, intact bool, err error) {
 	case err != nil:
 		return have, false, err
 	}
-	s.generation = generation
 	return have, true, nil
 }
 
@@ -203,25 +223,33 @@ func (s *Sink) marker(sum string) string { return markerPrefix + s.layout + "_" 
 // install makes both tables anew with everything in them.
 func (s *Sink) install(next Program) error {
 	s.known = false
-	var err error
-	if s.generation, err = s.kernel.generation(); err != nil {
-		return err // what was written before this goes
+	if err := s.kernel.ready(); err != nil {
+		return err
 	}
+	if err := s.listen(); err != nil {
+		return err
+	}
+	s.touched = false // what was written before this goes
 	changes := Diff(Ruleset{}, next.Ruleset)
+	b := s.tables()
+	b.addChanges(changes)
+	if err := s.commit(b); err != nil {
+		return err
+	}
+	s.program, s.known = next, true
+	s.last = Written{Elements: changes.Len(), Installed: true}
+	return s.mark()
+}
+
+// tables makes both tables anew without anything of Services.
+func (s *Sink) tables() *batch {
 	b := &batch{}
 	for _, f := range ipfamily.All {
 		b.addTable(f) // so that there is one to delete
 		b.deleteTable(f)
 		b.addLayout(s.cfg, f)
 	}
-	b.addChanges(changes)
-	alone, err := s.commit(b)
-	if err != nil {
-		return err
-	}
-	s.program, s.known, s.unread = next, true, false
-	s.last = Written{Elements: changes.Len(), Installed: true}
-	return s.mark(alone)
+	return b
 }
 
 // write carries out changes on tables that are otherwise intact.
@@ -231,14 +259,21 @@ func (s *Sink) write(changes Changes) error {
 	}
 	b := &batch{}
 	b.addChanges(changes)
-	alone, err := s.commit(b)
-	if err != nil {
-		s.known = false
+	if err := s.commit(b); err != nil {
 		return err
 	}
-	s.last.Elements = changes.Len()
+	s.last.Elements += changes.Len()
 	if len(changes.Classes) > 0 {
-		return s.mark(alone)
+		return s.mark()
+	}
+	return nil
+}
+
+// commit writes b. After an error nobody knows what is installed.
+func (s *Sink) commit(b *batch) error {
+	if err := s.kernel.commit(b); err != nil {
+		s.known = false
+		return fmt.Errorf("writing rules: %w", err)
 	}
 	return nil
 }
@@ -269,69 +304,25 @@ func (b *batch) addChanges(changes Changes) {
 }
 
 // mark writes down what the chains and rules are now, for later to know them by. Where
-// others wrote since we last looked, what they did must not be taken for ours: without a
-// new marker the next Check makes everything anew.
-func (s *Sink) mark(alone bool) error {
-	if !alone {
-		return nil
-	}
+// others wrote meanwhile, what they did must not be taken for ours: it takes the old
+// marker away, and without one everything is made anew.
+func (s *Sink) mark() error {
 	sum, old, err := s.kernel.skeleton()
+	if err == nil {
+		err = s.listen()
+	}
 	if err != nil {
 		s.known = false
 		return err
 	}
-	before := s.generation
 	b := &batch{}
 	for _, f := range ipfamily.All {
 		if old[f] != "" {
 			b.deleteChain(f, old[f])
 		}
-		b.addChain(f, s.marker(sum), nil)
-	}
-	switch alone, err := s.commit(b); {
-	case err != nil:
-		s.known = false
-		return err
-	case !alone:
-		s.generation = before // they may be in what was hashed
-		return s.unmark()
-	}
-	return nil
-}
-
-// unmark takes the markers away, so that the next Check makes everything anew.
-func (s *Sink) unmark() error {
-	_, markers, err := s.kernel.skeleton()
-	if err == nil {
-		b := &batch{}
-		for f, name := range markers {
-			b.deleteChain(f, name)
+		if !s.touched {
+			b.addChain(f, s.marker(sum), nil)
 		}
-		_, err = s.kernel.commit(b)
 	}
-	if err != nil {
-		s.known = false
-	}
-	return err
-}
-
-// commit writes b, and notes the generation that it made if nobody else wrote since the
-// last one that was noted, which alone says. Else that is left for Check to see.
-func (s *Sink) commit(b *batch) (alone bool, err error) {
-	before, err := s.kernel.generation()
-	if err != nil {
-		return false, err
-	}
-	transactions, err := s.kernel.commit(b)
-	if err != nil {
-		return false, fmt.Errorf("writing rules: %w", err)
-	}
-	after, err := s.kernel.generation()
-	if err != nil {
-		return false, err
-	}
-	if alone = before == s.generation && after == before+transactions; alone {
-		s.generation = after
-	}
-	return alone, nil
+	return s.commit(b)
 }

@@ -37,7 +37,8 @@ const (
 type Backend struct {
 	Addr netip.AddrPort
 	// Local says that the endpoint may be on this node: a packet of its own can come
-	// back to it.
+	// back to it. It is true also of one that does not say where it is, which no policy
+	// Local takes for one of this node.
 	Local bool
 	// Weight is its share of new connections beside the others', at least 1.
 	Weight uint16
@@ -53,8 +54,9 @@ type Port struct {
 	Port     uint16
 	NodePort uint16 // 0 for none
 	// Cluster are the usable endpoints of the whole cluster, after topology, Local
-	// those on this node. They are judged separately: draining endpoints of this node
-	// are in Local while there are ready ones elsewhere.
+	// those on this node, only where a policy of the Service is Local. They are judged
+	// separately: draining endpoints of this node are in Local while there are ready
+	// ones elsewhere.
 	Cluster, Local Backends
 	// Serving are the endpoints that still serve but are neither in Cluster nor in
 	// Local, in address order: flows that they have are theirs to end.
@@ -65,23 +67,30 @@ type Port struct {
 type Service struct {
 	Name    types.NamespacedName
 	Created time.Time
+	// UID and ResourceVersion are for references to it, in Events. The version may be an
+	// older one where nothing else differs.
+	UID             types.UID
+	ResourceVersion string
 	// ClusterIPs, ExternalIPs and LoadBalancerIPs are the addresses it is reached at,
 	// of both families. LoadBalancerIPs are those of ipMode VIP.
 	ClusterIPs, ExternalIPs, LoadBalancerIPs []netip.Addr
 	Ports                                    []Port
 
 	// InternalLocal is internalTrafficPolicy Local, ExternalLocal externalTrafficPolicy
-	// Local.
+	// Local of a Service that can be reached from outside.
 	InternalLocal, ExternalLocal bool
 	// Affinity is for how long a client stays with its endpoint after its last new
 	// connection, in whole seconds; 0 for no affinity.
 	Affinity time.Duration
-	// SourceRanges are who may reach the LoadBalancerIPs, of both families; nil is
-	// everyone. A family without a range is closed where there are any.
+	// SourceRanges are who may reach the LoadBalancerIPs, of both families and in order;
+	// nil is everyone. A family without a range is closed where SourceRanges is not nil,
+	// also when it is empty: then no range that was asked for could be used. It has
+	// 0.0.0.0/0 or ::/0 only where that family is open and the other is not.
 	SourceRanges []netip.Prefix
 	Scheduler    Scheduler
-	// HealthCheckNodePort is 0 for none. ReadyLocal are the ready endpoints on this
-	// node, of each family, that it tells of.
+	// HealthCheckNodePort is 0 for none. ReadyLocal is how many addresses with a ready
+	// endpoint there are on this node, of each family; only the health check tells it,
+	// so it is 0 without.
 	HealthCheckNodePort uint16
 	ReadyLocal          [len(ipfamily.All)]int
 

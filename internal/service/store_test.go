@@ -61,25 +61,25 @@ func TestBackends(t *testing.T) {
 		want   []string
 	}{
 		"no slices":                          {},
-		"nil conditions are ready":           {slices: slices(webSlice("a", endpoint("10.1.0.1", nil, nil, nil))), want: []string{"10.1.0.1:8080"}},
-		"all slices count, in address order": {slices: slices(webSlice("a", endpoint("10.1.0.9", yes, yes, no)), webSlice("b", endpoint("10.1.0.1", yes, yes, no))), want: []string{"10.1.0.1:8080", "10.1.0.9:8080"}},
-		"ready wins over draining":           {slices: slices(webSlice("a", draining("10.1.0.1"), endpoint("10.1.0.2", yes, yes, no))), want: []string{"10.1.0.2:8080"}},
-		"none ready falls back to draining":  {slices: slices(webSlice("a", draining("10.1.0.1"), endpoint("10.1.0.2", no, no, no))), want: []string{"10.1.0.1:8080"}},
-		"terminating and not serving is out": {slices: slices(webSlice("a", endpoint("10.1.0.1", no, no, yes)))},
-		"serving defaults to serving":        {slices: slices(webSlice("a", endpoint("10.1.0.1", no, nil, yes))), want: []string{"10.1.0.1:8080"}},
+		"nil conditions are ready":           {slices: only(webSlice("a", endpoint("10.1.0.1", nil, nil, nil))), want: []string{"10.1.0.1:8080"}},
+		"all slices count, in address order": {slices: only(webSlice("a", endpoint("10.1.0.9", yes, yes, no)), webSlice("b", endpoint("10.1.0.1", yes, yes, no))), want: []string{"10.1.0.1:8080", "10.1.0.9:8080"}},
+		"ready wins over draining":           {slices: only(webSlice("a", draining("10.1.0.1"), endpoint("10.1.0.2", yes, yes, no))), want: []string{"10.1.0.2:8080"}},
+		"none ready falls back to draining":  {slices: only(webSlice("a", draining("10.1.0.1"), endpoint("10.1.0.2", no, no, no))), want: []string{"10.1.0.1:8080"}},
+		"terminating and not serving is out": {slices: only(webSlice("a", endpoint("10.1.0.1", no, no, yes)))},
+		"serving defaults to serving":        {slices: only(webSlice("a", endpoint("10.1.0.1", no, nil, yes))), want: []string{"10.1.0.1:8080"}},
 		"the same address twice: the non-terminating one": {
-			slices: slices(webSlice("a", draining("10.1.0.1")), webSlice("b", endpoint("10.1.0.1", yes, yes, no))), want: []string{"10.1.0.1:8080"}},
-		"FQDN slices are ignored": {slices: slices(changed(webSlice("a", endpoint("web.example.com", yes, yes, no)), func(s *discoveryv1.EndpointSlice) {
+			slices: only(webSlice("a", draining("10.1.0.1")), webSlice("b", endpoint("10.1.0.1", yes, yes, no))), want: []string{"10.1.0.1:8080"}},
+		"FQDN slices are ignored": {slices: only(changed(webSlice("a", endpoint("web.example.com", yes, yes, no)), func(s *discoveryv1.EndpointSlice) {
 			s.AddressType = discoveryv1.AddressTypeFQDN
 		}))},
-		"slices labelled headless are ignored": {slices: slices(changed(webSlice("a", endpoint("10.1.0.1", yes, yes, no)), func(s *discoveryv1.EndpointSlice) {
+		"slices labelled headless are ignored": {slices: only(changed(webSlice("a", endpoint("10.1.0.1", yes, yes, no)), func(s *discoveryv1.EndpointSlice) {
 			s.Labels[corev1.IsHeadlessService] = ""
 		}))},
-		"a nil port is ignored":                     {slices: slices(changed(webSlice("a", endpoint("10.1.0.1", yes, yes, no)), func(s *discoveryv1.EndpointSlice) { s.Ports[0].Port = nil }))},
-		"port 0 is ignored":                         {slices: slices(changed(webSlice("a", endpoint("10.1.0.1", yes, yes, no)), func(s *discoveryv1.EndpointSlice) { s.Ports[0].Port = new(int32(0)) }))},
-		"another port name is another port":         {slices: slices(changed(webSlice("a", endpoint("10.1.0.1", yes, yes, no)), func(s *discoveryv1.EndpointSlice) { s.Ports[0].Name = new("other") }))},
-		"another protocol is another port":          {slices: slices(changed(webSlice("a", endpoint("10.1.0.1", yes, yes, no)), func(s *discoveryv1.EndpointSlice) { s.Ports[0].Protocol = new(corev1.ProtocolUDP) }))},
-		"an address that is none leaves the others": {slices: slices(webSlice("a", endpoint("nonsense", yes, yes, no), endpoint("10.1.0.2", yes, yes, no))), want: []string{"10.1.0.2:8080"}},
+		"a nil port is ignored":                     {slices: only(changed(webSlice("a", endpoint("10.1.0.1", yes, yes, no)), func(s *discoveryv1.EndpointSlice) { s.Ports[0].Port = nil }))},
+		"port 0 is ignored":                         {slices: only(changed(webSlice("a", endpoint("10.1.0.1", yes, yes, no)), func(s *discoveryv1.EndpointSlice) { s.Ports[0].Port = new(int32(0)) }))},
+		"another port name is another port":         {slices: only(changed(webSlice("a", endpoint("10.1.0.1", yes, yes, no)), func(s *discoveryv1.EndpointSlice) { s.Ports[0].Name = new("other") }))},
+		"another protocol is another port":          {slices: only(changed(webSlice("a", endpoint("10.1.0.1", yes, yes, no)), func(s *discoveryv1.EndpointSlice) { s.Ports[0].Protocol = new(corev1.ProtocolUDP) }))},
+		"an address that is none leaves the others": {slices: only(webSlice("a", endpoint("nonsense", yes, yes, no), endpoint("10.1.0.2", yes, yes, no))), want: []string{"10.1.0.2:8080"}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			st := service.NewStore("node1")
@@ -99,7 +99,7 @@ func TestBackends(t *testing.T) {
 	}
 }
 
-func slices(s ...*discoveryv1.EndpointSlice) []*discoveryv1.EndpointSlice { return s }
+func only(s ...*discoveryv1.EndpointSlice) []*discoveryv1.EndpointSlice { return s }
 
 func changed(s *discoveryv1.EndpointSlice, change func(*discoveryv1.EndpointSlice)) *discoveryv1.EndpointSlice {
 	change(s)
@@ -226,5 +226,35 @@ func TestLocal(t *testing.T) {
 				t.Errorf("Local = %t, want %t", local, tc.want)
 			}
 		})
+	}
+}
+
+// TestNothingNewIsNoNews: objects that say what they said before change nothing, nor do
+// slices of a Service that has no rules.
+func TestNothingNewIsNoNews(t *testing.T) {
+	st := service.NewStore("node1")
+	slice := webSlice("a", endpoint("10.1.0.1", yes, yes, no))
+	st.SetSlice(slice)
+	if st.Pending() {
+		t.Error("a slice without a Service is pending")
+	}
+	st.SetService(webService(nil))
+	before, _ := st.Snapshot().Services.Get(web)
+	st.SetService(webService(func(s *corev1.Service) {
+		s.ResourceVersion, s.Annotations = "2", map[string]string{"note": "x"}
+	}))
+	noted := slice.DeepCopy()
+	noted.ResourceVersion, noted.Endpoints[0].Hostname = "2", new("pod")
+	st.SetSlice(noted)
+	if st.Pending() {
+		t.Error("objects that say nothing new are pending")
+	}
+	if after, _ := st.Snapshot().Services.Get(web); after != before {
+		t.Error("a Service that did not change is another pointer")
+	}
+	noted.Endpoints[0] = draining("10.1.0.1")
+	st.SetSlice(noted)
+	if !st.Pending() {
+		t.Error("an endpoint that drains is not pending")
 	}
 }

@@ -100,11 +100,11 @@ func soon(t *testing.T) context.Context {
 // addrs returns the addresses of a host, one of each family.
 func addrs(h *netlab.Host) []netip.Addr { return []netip.Addr{h.IPv4, h.IPv6} }
 
-// expect asks addr over both protocols and compares who answered and whom it saw.
+// expect asks addr over all protocols and compares who answered and whom it saw.
 func expect(t *testing.T, from *netlab.Host, to netip.Addr, name string, source netip.Addr) {
 	t.Helper()
 	for protocol, ask := range map[string]func(context.Context, netip.AddrPort) (string, netip.AddrPort, error){
-		"HTTP": from.HTTP, "UDP": from.UDP,
+		"HTTP": from.HTTP, "UDP": from.UDP, "SCTP": from.SCTP,
 	} {
 		got, src, err := ask(soon(t), netip.AddrPortFrom(to, port))
 		if err != nil {

@@ -13,16 +13,17 @@ import (
 	"strconv"
 	"sync"
 	"sync/atomic"
+	"syscall"
 
 	"golang.org/x/sys/unix"
 )
 
 // Echo is a server inside a host that tells who it is and who asks:
-// "<name> <source ip:port>\n", over HTTP on any path and over UDP for any
-// datagram. GET /readyz answers 200 or 503 instead.
+// "<name> <source ip:port>\n", over HTTP on any path, over UDP for any datagram,
+// and in the INIT ACK for any INIT of SCTP. GET /readyz answers 200 or 503 instead.
 type Echo struct {
 	Name string
-	Port uint16 // of TCP and UDP, IPv4 and IPv6
+	Port uint16 // of TCP, UDP and SCTP, IPv4 and IPv6
 
 	ready   atomic.Bool
 	server  *http.Server
@@ -60,11 +61,17 @@ func (e *Echo) serve(h *Host, family string) error {
 	}
 	e.closers = append(e.closers, packets)
 	conn := packets.(*net.UDPConn)
-	if err := wantDestination(conn, family); err != nil {
+	associations, err := h.listenSCTP(ctx, family)
+	if err != nil {
+		return err
+	}
+	e.closers = append(e.closers, associations)
+	if err := errors.Join(wantDestination(conn, family), wantDestination(associations, family)); err != nil {
 		return err
 	}
 	e.serving.Go(func() { _ = e.server.Serve(listener) }) // ends with ErrServerClosed
 	e.serving.Go(func() { e.serveUDP(conn) })
+	e.serving.Go(func() { e.serveSCTP(associations, family) })
 	return nil
 }
 
@@ -122,7 +129,7 @@ func (e *Echo) Close() error {
 
 // wantDestination makes the kernel tell with each datagram which address it
 // was sent to (IP_PKTINFO in ip(7), IPV6_RECVPKTINFO in ipv6(7)).
-func wantDestination(conn *net.UDPConn, family string) error {
+func wantDestination(conn syscall.Conn, family string) error {
 	raw, err := conn.SyscallConn()
 	if err != nil {
 		return err

@@ -125,8 +125,8 @@ func TestServiceRules(t *testing.T) {
 table inet test {
 	chain before {
 		type nat hook prerouting priority dstnat;
-		ip daddr 10.96.0.1 meta l4proto { tcp, udp } dnat to ` + c.a.IPv4.String() + `
-		ip6 daddr fd00:10:96::1 meta l4proto { tcp, udp } dnat to ` + c.a.IPv6.String() + `
+		ip daddr 10.96.0.1 meta l4proto { tcp, udp, sctp } dnat to ` + c.a.IPv4.String() + `
+		ip6 daddr fd00:10:96::1 meta l4proto { tcp, udp, sctp } dnat to ` + c.a.IPv6.String() + `
 	}
 	chain refuse {
 		type filter hook forward priority filter;

@@ -3,15 +3,16 @@ package netlab
 import (
 	"errors"
 	"fmt"
+	"net"
 	"net/netip"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 )
 
-// Node is a cluster node with pods behind it. Pods are routed, not bridged:
-// every packet between two of them passes the node's netfilter hooks, so that
-// a translated one finds its way back.
+// Node is a cluster node with pods behind it. Pods are routed, also over a
+// bridge: every packet between two of them passes the node's netfilter hooks,
+// so that a translated one finds its way back.
 type Node struct {
 	Host
 	PodCIDRs []netip.Prefix // IPv4, IPv6
@@ -20,6 +21,7 @@ type Node struct {
 	index   int
 	pods    map[int]*Host // by the host part of the addresses
 	lastPod int
+	bridge  *netlink.Bridge // that pods are plugged into; nil for links of their own
 }
 
 // The next hop of a pod is no address anyone has; a permanent neighbour entry
@@ -60,6 +62,24 @@ func (n *Node) AddPod(name string) (*Host, error) {
 	return pod, nil
 }
 
+// UseBridge plugs the pods that are added from now on into a bridge of that
+// name, which their packets come in by; what else they see stays the same.
+func (n *Node) UseBridge(name string) error {
+	n.lab.mu.Lock()
+	defer n.lab.mu.Unlock()
+
+	attrs := netlink.NewLinkAttrs()
+	attrs.Name = name
+	attrs.Flags = net.FlagUp
+	attrs.HardwareAddr = nodeMAC
+	bridge := &netlink.Bridge{LinkAttrs: attrs}
+	if err := n.ns.nl.LinkAdd(bridge); err != nil {
+		return fmt.Errorf("adding bridge %s to %s: %w", name, n.Name, err)
+	}
+	n.bridge = bridge
+	return nil
+}
+
 // nextPod returns the next free number after the last one given, so that the
 // addresses of a removed pod rest for as long as possible.
 func (n *Node) nextPod() (int, error) {
@@ -77,6 +97,9 @@ func (n *Node) nextPod() (int, error) {
 func (n *Node) plug(pod *Host) error {
 	veth := newVeth(pod.Port, pod)
 	veth.HardwareAddr = nodeMAC
+	if n.bridge != nil {
+		veth.HardwareAddr, veth.MasterIndex = nil, n.bridge.Index
+	}
 	if err := n.ns.nl.LinkAdd(veth); err != nil {
 		return fmt.Errorf("adding link %s: %w", pod.Port, err)
 	}
@@ -126,6 +149,9 @@ func (h *Host) addDefault(link netlink.Link, gateway netip.Addr) error {
 // sends there comes from the node's own address, the link having none.
 func (n *Node) addPodRoute(link *netlink.Veth, pod, source netip.Addr) error {
 	index := link.Index
+	if n.bridge != nil {
+		index = n.bridge.Index
+	}
 	if err := n.ns.nl.NeighSet(permanent(index, pod, link.PeerHardwareAddr)); err != nil {
 		return fmt.Errorf("adding neighbour %s: %w", pod, err)
 	}
@@ -159,8 +185,26 @@ func (n *Node) RemovePod(pod *Host) error {
 	return fmt.Errorf("removing pod %s: node %s does not have it", pod.Name, n.Name)
 }
 
-// drop closes a pod and removes its link, with which its routes go.
+// drop closes a pod and removes its link, with which its routes go; those over a bridge
+// go one by one.
 func (n *Node) drop(pod *Host) error {
 	delete(n.lab.names, pod.Name)
-	return errors.Join(pod.ns.close(), n.delLink(pod.Port))
+	err := errors.Join(pod.ns.close(), n.delLink(pod.Port))
+	if n.bridge == nil {
+		return err
+	}
+	for _, addr := range []netip.Addr{pod.IPv4, pod.IPv6} {
+		route := &netlink.Route{LinkIndex: n.bridge.Index, Dst: ipNet(hostPrefix(addr)), Scope: netlink.SCOPE_LINK}
+		neighbour := permanent(n.bridge.Index, addr, hardwareAddr(pod.IPv4))
+		err = errors.Join(err, gone(n.ns.nl.RouteDel(route)), gone(n.ns.nl.NeighDel(neighbour)))
+	}
+	return err
+}
+
+// gone takes it as done that what was to be deleted is not there.
+func gone(err error) error {
+	if errors.Is(err, unix.ESRCH) || errors.Is(err, unix.ENOENT) {
+		return nil
+	}
+	return err
 }

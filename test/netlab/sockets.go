@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"net/netip"
 	"strings"
+	"syscall"
 	"time"
 )
 
@@ -19,12 +20,14 @@ func (h *Host) DialContext(ctx context.Context, network, address string) (net.Co
 		return nil, fmt.Errorf("dialing from %s: %w", h.Name, err)
 	}
 	var conn net.Conn
+	refusals := &refusals{}
+	defer refusals.close()
 	err := h.Do(func() (err error) {
-		conn, err = new(net.Dialer).DialContext(ctx, network, address)
+		conn, err = (&net.Dialer{Control: refusals.watch}).DialContext(ctx, network, address)
 		return err
 	})
 	if err != nil {
-		return nil, fmt.Errorf("dialing from %s: %w", h.Name, err)
+		return nil, fmt.Errorf("dialing from %s: %w", h.Name, refusals.explain(err))
 	}
 	return conn, nil
 }
@@ -78,7 +81,8 @@ const maxReply = 512
 
 // HTTP asks the Echo at addr, over a connection of its own, for its name and
 // for the address that the question came from. errors.Is tells a refused
-// connection (ECONNREFUSED) from the end of ctx.
+// connection (ECONNREFUSED) from the end of ctx, and one that was refused by
+// ICMP (ErrICMP) from one that was reset.
 func (h *Host) HTTP(ctx context.Context, addr netip.AddrPort) (name string, source netip.AddrPort, err error) {
 	transport := &http.Transport{DialContext: h.DialContext, DisableKeepAlives: true}
 	defer transport.CloseIdleConnections()
@@ -104,7 +108,9 @@ func (h *Host) HTTP(ctx context.Context, addr netip.AddrPort) (name string, sour
 
 // UDP is HTTP with one datagram, from a socket of its own, which nothing sends
 // again: without an answer it waits for the end of ctx. A refusal that came
-// back as ICMP port unreachable is ECONNREFUSED to errors.Is.
+// back as ICMP port unreachable is ECONNREFUSED to errors.Is, also on the host
+// that refuses itself. There the send fails with EPERM, as it does where the
+// datagram is dropped in silence; what follows tells the two apart.
 func (h *Host) UDP(ctx context.Context, addr netip.AddrPort) (name string, source netip.AddrPort, err error) {
 	conn, err := h.DialContext(ctx, "udp", addr.String())
 	if err != nil {
@@ -117,7 +123,7 @@ func (h *Host) UDP(ctx context.Context, addr netip.AddrPort) (name string, sourc
 
 	reply := make([]byte, maxReply)
 	n := 0
-	if _, err = conn.Write([]byte("?\n")); err == nil {
+	if _, err = conn.Write([]byte("?\n")); err == nil || errors.Is(err, syscall.EPERM) {
 		n, err = conn.Read(reply)
 	}
 	if err != nil {
