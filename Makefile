@@ -29,7 +29,7 @@ build: ## Build bin/fairlead, static
 	$(RELEASE) -o bin/fairlead .
 
 .PHONY: control-plane
-control-plane: ## Build etcd, kube-apiserver and kubectl for the tests (5 minutes, once)
+control-plane: ## Build etcd, kube-apiserver, kubectl and kube-proxy for the tests (5 minutes, once)
 	cd test/controlplane && go run . -out $(CURDIR)/bin/controlplane
 
 .PHONY: demo
@@ -84,6 +84,13 @@ test-race: $(TOOLS) control-plane ## Run every test COUNT times with the race de
 .PHONY: bench
 bench: control-plane ## Run the benchmarks
 	go test -run '^$$' -bench . ./...
+
+# Services x endpoints of each. 50000x10 takes half an hour.
+SIZES ?= 1000x10 10000x10 1000x100 50000x10
+
+.PHONY: bench-dataplane
+bench-dataplane: control-plane ## Measure the dataplane beside kube-proxy; SIZES="1000x10" for less
+	SIZES="$(SIZES)" go test -run '^$$' -bench Dataplane -timeout 0 -v ./test/bench
 
 # All four in one step: what they share is compiled once.
 $(TOOLS):

@@ -51,6 +51,17 @@ const (
 	ReasonUnAvailableLoadBalancer  = "UnAvailableLoadBalancer"
 )
 
+// Reasons of events on a Service that nodes send.
+const (
+	// ReasonFailedToStartServiceHealthcheck: the health check node port cannot be
+	// listened on. It is kube-proxy's, which alerts are written for.
+	ReasonFailedToStartServiceHealthcheck = "FailedToStartServiceHealthcheck"
+	// ReasonPartlyServed: part of the Service has no rules on the node.
+	ReasonPartlyServed = "PartlyServed"
+	// ReasonInvalidValue: a value of the object cannot be used, the rest is.
+	ReasonInvalidValue = "InvalidValue"
+)
+
 // Conditions on an AddressPool, and their reasons.
 const (
 	// ConditionReady says whether addresses can be assigned from all of spec.addresses.

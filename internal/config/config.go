@@ -8,9 +8,12 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"reflect"
 	"slices"
 	"strings"
+	"time"
 
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	utilerrors "k8s.io/apimachinery/pkg/util/errors"
 	"k8s.io/apimachinery/pkg/util/validation/field"
 	kjson "sigs.k8s.io/json"
@@ -29,6 +32,13 @@ const (
 	DefaultLoadBalancerClass = "fairlead.dev/baremetal"
 	// DefaultProvider is the name of the bare-metal provider.
 	DefaultProvider = "baremetal"
+
+	// The settings of connection tracking are kube-proxy's
+	// (pkg/proxy/apis/config/v1alpha1).
+	defaultConntrackMaxPerCore = 32 * 1024
+	defaultConntrackMin        = 128 * 1024
+	defaultTCPEstablished      = 24 * time.Hour
+	defaultTCPCloseWait        = time.Hour
 )
 
 // Controller returns the configuration of `fairlead controller` in the file at
@@ -56,8 +66,13 @@ func Controller(path string) (*v1alpha1.ControllerConfiguration, error) {
 func Node(path string) (*v1alpha1.NodeConfiguration, error) {
 	cfg := &v1alpha1.NodeConfiguration{
 		NodePortAddresses: []string{v1alpha1.NodePortPrimary},
-		Healthz:           v1alpha1.Server{BindAddress: ":10256"},
-		Metrics:           v1alpha1.Server{BindAddress: "127.0.0.1:10249"},
+		Conntrack: v1alpha1.Conntrack{
+			MaxPerCore: defaultConntrackMaxPerCore, Min: defaultConntrackMin,
+			TCPEstablishedTimeout: metav1.Duration{Duration: defaultTCPEstablished},
+			TCPCloseWaitTimeout:   metav1.Duration{Duration: defaultTCPCloseWait},
+		},
+		Healthz: v1alpha1.Server{BindAddress: ":10256"},
+		Metrics: v1alpha1.Server{BindAddress: "127.0.0.1:10249"},
 	}
 	if path == "" {
 		cfg.APIVersion, cfg.Kind = v1alpha1.APIVersion, v1alpha1.NodeKind
@@ -96,6 +111,7 @@ func decode(raw []byte, into any) (faults []error, err error) {
 	if err := yaml.UnmarshalStrict(raw, &tree); err != nil {
 		return nil, err
 	}
+	faults = takeDurations(tree, reflect.TypeOf(into).Elem(), nil)
 	// A value of a wrong type hides the faults behind it: take it out and look again.
 	for {
 		data, err := json.Marshal(tree)
@@ -109,6 +125,36 @@ func decode(raw []byte, into any) (faults []error, err error) {
 		}
 		faults = append(faults, fmt.Errorf("%s: Invalid value: %s, must be a %s", typeErr.Field, typeErr.Value, typeErr.Type))
 	}
+}
+
+// takeDurations takes out of tree every value that is no duration where typ has one, and
+// returns it as a fault: the decoder would say neither where it is nor what else is wrong.
+func takeDurations(tree map[string]any, typ reflect.Type, path *field.Path) (faults []error) {
+	for f := range typ.Fields() {
+		name, _, _ := strings.Cut(f.Tag.Get("json"), ",")
+		value, ok := tree[name]
+		switch {
+		case !ok || f.Type.Kind() != reflect.Struct:
+		case f.Type == reflect.TypeFor[metav1.Duration]():
+			text, isText := value.(string)
+			if _, err := time.ParseDuration(text); !isText || err != nil {
+				faults = append(faults, field.Invalid(child(path, name), value, "must be a duration such as 1h or 30s"))
+				delete(tree, name)
+			}
+		default:
+			if sub, isMap := value.(map[string]any); isMap {
+				faults = append(faults, takeDurations(sub, f.Type, child(path, name))...)
+			}
+		}
+	}
+	return faults
+}
+
+func child(path *field.Path, name string) *field.Path {
+	if path == nil {
+		return field.NewPath(name)
+	}
+	return path.Child(name)
 }
 
 // remove deletes the value at path and says whether there was one.

@@ -5,8 +5,10 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"fairlead.dev/fairlead/api/config/v1alpha1"
 	"fairlead.dev/fairlead/internal/config"
@@ -48,6 +50,42 @@ func TestDefaults(t *testing.T) {
 	}
 	if node.Healthz.BindAddress != ":10256" || node.Metrics.BindAddress != "127.0.0.1:10249" {
 		t.Errorf("defaults are %+v", node)
+	}
+	hours := func(n time.Duration) metav1.Duration { return metav1.Duration{Duration: n * time.Hour} }
+	if diff := cmp.Diff(v1alpha1.Conntrack{MaxPerCore: 32768, Min: 131072, TCPEstablishedTimeout: hours(24), TCPCloseWaitTimeout: hours(1)}, node.Conntrack); diff != "" {
+		t.Errorf("defaults of conntrack mismatch (-want +got):\n%s", diff)
+	}
+	if diff := cmp.Diff(v1alpha1.LocalTraffic{}, node.LocalTraffic); diff != "" || node.MasqueradeAll || node.Counters || node.KubeProxy.AllowRunning || node.KubeProxy.RemoveLeftovers {
+		t.Errorf("something is on by default: %+v", node)
+	}
+}
+
+func TestEveryNodeField(t *testing.T) {
+	got, err := config.Node(write(t, nodeHead+`
+localTraffic: {bridge: cni0}
+masqueradeAll: true
+counters: true
+nodePortAddresses: [10.0.0.0/8]
+conntrack: {maxPerCore: 0, min: 1, tcpEstablishedTimeout: 0s, tcpCloseWaitTimeout: 2h, tcpBeLiberal: true, udpTimeout: 30s, udpStreamTimeout: 3m}
+kubeProxy: {allowRunning: true, removeLeftovers: true}
+healthz: {bindAddress: "0"}
+metrics: {bindAddress: "127.0.0.1:1"}
+`))
+	if err != nil {
+		t.Fatal(err)
+	}
+	duration := func(d time.Duration) metav1.Duration { return metav1.Duration{Duration: d} }
+	want := &v1alpha1.NodeConfiguration{
+		TypeMeta:     metav1.TypeMeta{APIVersion: v1alpha1.APIVersion, Kind: v1alpha1.NodeKind},
+		LocalTraffic: v1alpha1.LocalTraffic{Bridge: "cni0"}, MasqueradeAll: true, Counters: true,
+		NodePortAddresses: []string{"10.0.0.0/8"},
+		Conntrack: v1alpha1.Conntrack{Min: 1, TCPCloseWaitTimeout: duration(2 * time.Hour), TCPBeLiberal: true,
+			UDPTimeout: duration(30 * time.Second), UDPStreamTimeout: duration(3 * time.Minute)},
+		KubeProxy: v1alpha1.KubeProxy{AllowRunning: true, RemoveLeftovers: true},
+		Healthz:   v1alpha1.Server{BindAddress: "0"}, Metrics: v1alpha1.Server{BindAddress: "127.0.0.1:1"},
+	}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Errorf("configuration mismatch (-want +got):\n%s", diff)
 	}
 }
 
@@ -104,6 +142,33 @@ extra: 1
 			`localTraffic.clusterCIDRs[0]: Invalid value: "10.244.0.1/16": has bits beyond its prefix length; did you mean 10.244.0.0/16?`,
 			`localTraffic.clusterCIDRs[1]: Invalid value: "fd00::/129": must be a CIDR`,
 			`nodePortAddresses[0]: Invalid value: "primary": must be a CIDR`,
+		}},
+		"two ways to tell pods": {node, nodeHead + "localTraffic: {clusterCIDRs: [10.0.0.0/8], nodeCIDR: true, bridge: cni0, interfacePrefix: veth}\n", []string{
+			`localTraffic: Invalid value: "clusterCIDRs, nodeCIDR, bridge, interfacePrefix": must have at most one of its fields`,
+		}},
+		"interfaces that the kernel cannot have": {node, nodeHead + "localTraffic: {bridge: a123456789012345, interfacePrefix: \"a b\"}\n", []string{
+			`localTraffic.bridge: Invalid value: "a123456789012345": must be at most 15 bytes, as names of interfaces are`,
+			`localTraffic.interfacePrefix: Invalid value: "a b": must be part of an interface's name, without "/", ":" and spaces`,
+		}},
+		"negative settings of conntrack": {node, nodeHead + "conntrack: {maxPerCore: -1, min: -2, tcpEstablishedTimeout: -1s, tcpCloseWaitTimeout: -2s, udpTimeout: -3s, udpStreamTimeout: -4s}\n", []string{
+			`conntrack.maxPerCore: Invalid value: -1: must not be negative; 0 leaves it as it is`,
+			`conntrack.min: Invalid value: -2: must not be negative; 0 leaves it as it is`,
+			`conntrack.tcpEstablishedTimeout: Invalid value: "-1s": must not be negative; 0 leaves it as it is`,
+			`conntrack.tcpCloseWaitTimeout: Invalid value: "-2s": must not be negative; 0 leaves it as it is`,
+			`conntrack.udpTimeout: Invalid value: "-3s": must not be negative; 0 leaves it as it is`,
+			`conntrack.udpStreamTimeout: Invalid value: "-4s": must not be negative; 0 leaves it as it is`,
+		}},
+		"durations that the kernel cannot have": {node, nodeHead + "conntrack: {udpTimeout: 500ms, udpStreamTimeout: 2147483648s}\n", []string{
+			`conntrack.udpTimeout: Invalid value: "500ms": must be whole seconds`,
+			`conntrack.udpStreamTimeout: Invalid value: "596523h14m8s": must be at most 2147483647s, the kernel's limit`,
+		}},
+		"durations that are none, beside other faults": {node, nodeHead + "conntrack: {udpTimeout: 30, udpStreamTimeout: soon, tcpCloseWaitTimeout: null, min: -2, max: 1}\ncounters: 1\n", []string{
+			`conntrack.udpTimeout: Invalid value: 30: must be a duration such as 1h or 30s`,
+			`conntrack.udpStreamTimeout: Invalid value: "soon": must be a duration such as 1h or 30s`,
+			`conntrack.tcpCloseWaitTimeout: Invalid value: null: must be a duration such as 1h or 30s`,
+			`conntrack.min: Invalid value: -2: must not be negative`,
+			`unknown field "conntrack.max"`,
+			`counters: Invalid value: number, must be a bool`,
 		}},
 		"an empty file": {node, "", []string{`apiVersion: Unsupported value: ""`, `kind: Unsupported value: ""`}},
 		"no addresses":  {node, nodeHead + "nodePortAddresses: []\n", []string{`nodePortAddresses: Required value: must be CIDRs, or "primary"`}},

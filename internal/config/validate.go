@@ -1,10 +1,15 @@
 package config
 
 import (
+	"math"
 	"net"
 	"net/netip"
 	"strconv"
+	"strings"
+	"time"
 
+	"golang.org/x/sys/unix"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/util/validation"
 	"k8s.io/apimachinery/pkg/util/validation/field"
 
@@ -39,7 +44,7 @@ func validateController(c *v1alpha1.ControllerConfiguration) field.ErrorList {
 
 func validateNode(c *v1alpha1.NodeConfiguration) field.ErrorList {
 	errs := validateKind(c.APIVersion, c.Kind, v1alpha1.NodeKind)
-	errs = append(errs, validateCIDRs(field.NewPath("localTraffic", "clusterCIDRs"), c.LocalTraffic.ClusterCIDRs)...)
+	errs = append(errs, validateLocalTraffic(field.NewPath("localTraffic"), c.LocalTraffic)...)
 	path := field.NewPath("nodePortAddresses")
 	switch {
 	case len(c.NodePortAddresses) == 0:
@@ -48,8 +53,65 @@ func validateNode(c *v1alpha1.NodeConfiguration) field.ErrorList {
 	default:
 		errs = append(errs, validateCIDRs(path, c.NodePortAddresses)...)
 	}
+	errs = append(errs, validateConntrack(field.NewPath("conntrack"), c.Conntrack)...)
 	errs = append(errs, validateServer(field.NewPath("healthz"), c.Healthz)...)
 	return append(errs, validateServer(field.NewPath("metrics"), c.Metrics)...)
+}
+
+func validateLocalTraffic(path *field.Path, l v1alpha1.LocalTraffic) field.ErrorList {
+	errs := validateCIDRs(path.Child("clusterCIDRs"), l.ClusterCIDRs)
+	var set []string
+	for _, way := range []struct {
+		name string
+		set  bool
+	}{
+		{"clusterCIDRs", len(l.ClusterCIDRs) > 0}, {"nodeCIDR", l.NodeCIDR},
+		{"bridge", l.Bridge != ""}, {"interfacePrefix", l.InterfacePrefix != ""},
+	} {
+		if way.set {
+			set = append(set, way.name)
+		}
+	}
+	if len(set) > 1 {
+		errs = append(errs, field.Invalid(path, strings.Join(set, ", "), "must have at most one of its fields"))
+	}
+	errs = append(errs, validateInterface(path.Child("bridge"), l.Bridge)...)
+	return append(errs, validateInterface(path.Child("interfacePrefix"), l.InterfacePrefix)...)
+}
+
+// validateInterface accepts what the kernel does (dev_valid_name in net/core/dev.c), and
+// nothing at all.
+func validateInterface(path *field.Path, name string) field.ErrorList {
+	if len(name) >= unix.IFNAMSIZ {
+		return field.ErrorList{field.Invalid(path, name, "must be at most 15 bytes, as names of interfaces are")}
+	}
+	if name == "." || name == ".." || strings.ContainsAny(name, "/: \t\n\v\f\r") {
+		return field.ErrorList{field.Invalid(path, name, `must be part of an interface's name, without "/", ":" and spaces`)}
+	}
+	return nil
+}
+
+func validateConntrack(path *field.Path, c v1alpha1.Conntrack) field.ErrorList {
+	var errs field.ErrorList
+	for name, n := range map[string]int32{"maxPerCore": c.MaxPerCore, "min": c.Min} {
+		if n < 0 {
+			errs = append(errs, field.Invalid(path.Child(name), n, "must not be negative; 0 leaves it as it is"))
+		}
+	}
+	for name, d := range map[string]metav1.Duration{
+		"tcpEstablishedTimeout": c.TCPEstablishedTimeout, "tcpCloseWaitTimeout": c.TCPCloseWaitTimeout,
+		"udpTimeout": c.UDPTimeout, "udpStreamTimeout": c.UDPStreamTimeout,
+	} {
+		switch {
+		case d.Duration < 0:
+			errs = append(errs, field.Invalid(path.Child(name), d.Duration.String(), "must not be negative; 0 leaves it as it is"))
+		case d.Duration%time.Second != 0:
+			errs = append(errs, field.Invalid(path.Child(name), d.Duration.String(), "must be whole seconds"))
+		case d.Duration > math.MaxInt32*time.Second:
+			errs = append(errs, field.Invalid(path.Child(name), d.Duration.String(), "must be at most 2147483647s, the kernel's limit"))
+		}
+	}
+	return errs
 }
 
 func validateKind(apiVersion, kind, want string) field.ErrorList {

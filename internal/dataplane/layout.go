@@ -50,6 +50,8 @@ const (
 	setFenced             = "fenced"          // LB IP . protocol . port that not everyone may reach
 	setAllowed            = "allowed_sources" // the same . client that may
 	setBarred             = "barred"          // the same that this node may not
+	setConnections        = "connections"     // address . protocol . port as the client sees it, counted
+	setPackets            = "packets"         // the same
 )
 
 const (
@@ -64,6 +66,9 @@ const (
 	// affinityClients is how many pairs of client and Service port one family can
 	// remember; the kernel takes memory for those that are there only.
 	affinityClients = 1 << 20
+
+	// countedFrontends is how many frontends of a family can be counted.
+	countedFrontends = 1 << 20
 
 	// hashSeed is the same on all nodes, so that a client meets the same endpoint
 	// whichever node it comes through. 0 would be a random one.
@@ -96,6 +101,8 @@ type Config struct {
 	Local LocalTraffic
 	// MasqueradeAll masquerades what pods send to ClusterIPs too.
 	MasqueradeAll bool
+	// Counters counts connections and packets of each frontend, for ReadCounters.
+	Counters bool
 }
 
 // shape is how a family lies in packets and registers.
@@ -113,14 +120,14 @@ func shapeOf(f ipfamily.Family) shape {
 	return shape{family: f, addr: typeIPv6, srcOffset: 8, dstOffs: 24, words: 4}
 }
 
-func (s shape) sets() []setDef {
+func (s shape) sets(counters bool) []setDef {
 	frontend := []datatype{s.addr, typeProto, typeService}
 	portOnly := frontend[1:]
 	word := []datatype{typeClassID}
 	slot := []datatype{typeClassID, typeMark} // nft's type mark: a number of four bytes that nft can print
 	endpoint := []datatype{s.addr, typeService}
 	addr := []datatype{s.addr}
-	return []setDef{
+	out := []setDef{
 		{name: mapClusterPorts, key: frontend, data: word},
 		{name: mapExternalPorts, key: frontend, data: word},
 		{name: mapNodePorts, key: portOnly, data: word},
@@ -128,7 +135,7 @@ func (s shape) sets() []setDef {
 		{name: mapLocalNodePorts, key: portOnly, data: word},
 		{name: mapEndpoints, key: slot, data: endpoint},
 		{name: mapDispatch, key: word, verdicts: true},
-		{name: mapAffinity, key: []datatype{typeClassID, s.addr}, data: word, dynamic: affinityClients},
+		{name: mapAffinity, key: []datatype{typeClassID, s.addr}, data: word, dynamic: affinityClients, expires: true},
 		{name: mapAffinitySlots, key: slot, data: word},
 		{name: mapAffinityEndpoints, key: word, data: endpoint},
 		{name: setClusterIPs, key: addr},
@@ -140,13 +147,19 @@ func (s shape) sets() []setDef {
 		{name: setAllowed, key: slices.Concat(frontend, addr), interval: true},
 		{name: setBarred, key: frontend},
 	}
+	if counters {
+		out = append(out,
+			setDef{name: setConnections, key: frontend, dynamic: countedFrontends},
+			setDef{name: setPackets, key: frontend, dynamic: countedFrontends})
+	}
+	return out
 }
 
 // addLayout adds a table with everything but the elements that come from Services.
 func (b *batch) addLayout(cfg Config, f ipfamily.Family) {
 	s := shapeOf(f)
 	b.addTable(f)
-	for i, def := range s.sets() {
+	for i, def := range s.sets(cfg.Counters) {
 		b.addSet(f, def, uint32(i+1))
 	}
 	for _, name := range []string{
@@ -155,14 +168,17 @@ func (b *batch) addLayout(cfg Config, f ipfamily.Family) {
 	} {
 		b.addChain(f, name, nil)
 	}
-	b.addChain(f, chainPrerouting, &hook{unix.NF_INET_PRE_ROUTING, priorityDestinationNAT})
-	b.addChain(f, chainOutput, &hook{unix.NF_INET_LOCAL_OUT, priorityDestinationNAT})
-	b.addChain(f, chainPostrouting, &hook{unix.NF_INET_POST_ROUTING, prioritySourceNAT})
+	b.addChain(f, chainPrerouting, &hook{number: unix.NF_INET_PRE_ROUTING, priority: priorityDestinationNAT})
+	b.addChain(f, chainOutput, &hook{number: unix.NF_INET_LOCAL_OUT, priority: priorityDestinationNAT})
+	b.addChain(f, chainPostrouting, &hook{number: unix.NF_INET_POST_ROUTING, priority: prioritySourceNAT})
 	s.addFrontendRules(b, chainPrerouting, chainCluster, chainExternal, chainNodePort)
 	s.addFrontendRules(b, chainOutput, chainMasquerade, chainOwnExternal, chainMasquerade) // this node is no pod
 	s.addClusterRules(b, cfg)
 	s.addExternalRules(b, cfg)
 	b.addRule(f, chainMasquerade, append(orMark(masqueradeMark), goTo(chainDispatch))...)
+	if cfg.Counters {
+		s.addCounters(b)
+	}
 	b.addRule(f, chainDispatch, readScratch(), maskBits(MaxEndpoints), lookupVerdict(mapDispatch))
 	b.addRule(f, chainFirst, s.pick(Class{Slots: 1})...)
 	b.addRule(f, chainRefuse, &expr.Meta{Key: expr.MetaKeyL4PROTO, Register: reg0},
@@ -241,12 +257,8 @@ func (s shape) addExternalRules(b *batch, cfg Config) {
 
 // addPostrouting clears what the other chains left in the packet, and masquerades.
 func (s shape) addPostrouting(b *batch) {
-	translated := []expr.Any{
-		&expr.Ct{Register: reg0, Key: expr.CtKeySTATUS},
-		maskBits(ctStatusDestinationNAT), &expr.Cmp{Op: expr.CmpOpNeq, Register: reg0, Data: native(0)},
-	}
 	zero := &expr.Immediate{Register: reg0, Data: native(0)}
-	b.addRule(s.family, chainPostrouting, slices.Concat(translated, []expr.Any{zero, writeScratch()})...)
+	b.addRule(s.family, chainPostrouting, append(translated(), zero, writeScratch())...)
 	marked := []expr.Any{
 		&expr.Meta{Key: expr.MetaKeyMARK, Register: reg0}, maskBits(masqueradeMark),
 		&expr.Cmp{Op: expr.CmpOpNeq, Register: reg0, Data: native(0)},
@@ -254,8 +266,15 @@ func (s shape) addPostrouting(b *batch) {
 		&expr.Meta{Key: expr.MetaKeyMARK, SourceRegister: true, Register: reg0},
 	}
 	b.addRule(s.family, chainPostrouting, append(marked, &expr.Masq{FullyRandom: true})...)
-	b.addRule(s.family, chainPostrouting, slices.Concat(translated, []expr.Any{
-		s.source(reg0), s.destination(reg0 + s.words),
-		&expr.Lookup{SourceRegister: reg0, SetName: setHairpins}, &expr.Masq{FullyRandom: true},
-	})...)
+	b.addRule(s.family, chainPostrouting, append(translated(),
+		s.source(reg0), s.destination(reg0+s.words),
+		&expr.Lookup{SourceRegister: reg0, SetName: setHairpins}, &expr.Masq{FullyRandom: true})...)
+}
+
+// translated matches packets of connections whose destination was translated.
+func translated() []expr.Any {
+	return []expr.Any{
+		&expr.Ct{Register: reg0, Key: expr.CtKeySTATUS},
+		maskBits(ctStatusDestinationNAT), &expr.Cmp{Op: expr.CmpOpNeq, Register: reg0, Data: native(0)},
+	}
 }

@@ -123,18 +123,16 @@ func hashChain(h hash.Hash, m netlink.Message, f ipfamily.Family, markers map[ip
 func (k *kernel) contents() (Ruleset, error) {
 	r := newReader()
 	for _, f := range ipfamily.All {
-		for _, def := range shapeOf(f).sets() {
+		for _, def := range shapeOf(f).sets(false) {
 			if def.dynamic > 0 {
 				continue
 			}
-			replies, err := k.get(unix.NFT_MSG_GETSETELEM, family(f), netlink.Dump,
-				netlink.Attribute{Type: unix.NFTA_SET_ELEM_LIST_TABLE, Data: append([]byte(TableName), 0)},
-				netlink.Attribute{Type: unix.NFTA_SET_ELEM_LIST_SET, Data: append([]byte(def.name), 0)})
+			replies, err := k.list(f, def.name)
 			if err != nil {
-				return Ruleset{}, fmt.Errorf("listing nftables set %s %s: %w", familyName(f), def.name, err)
+				return Ruleset{}, err
 			}
 			for _, m := range replies {
-				if err := takeMessage(r, m, f, def.name); err != nil {
+				if err := eachElement(m, func(e element) error { return r.take(f, def.name, e) }); err != nil {
 					return Ruleset{}, err
 				}
 			}
@@ -143,7 +141,19 @@ func (k *kernel) contents() (Ruleset, error) {
 	return r.ruleset()
 }
 
-func takeMessage(r *reader, m netlink.Message, f ipfamily.Family, set string) error {
+// list returns the messages that list the elements of a set.
+func (k *kernel) list(f ipfamily.Family, set string) ([]netlink.Message, error) {
+	replies, err := k.get(unix.NFT_MSG_GETSETELEM, family(f), netlink.Dump,
+		netlink.Attribute{Type: unix.NFTA_SET_ELEM_LIST_TABLE, Data: append([]byte(TableName), 0)},
+		netlink.Attribute{Type: unix.NFTA_SET_ELEM_LIST_SET, Data: append([]byte(set), 0)})
+	if err != nil {
+		return nil, fmt.Errorf("listing nftables set %s %s: %w", familyName(f), set, err)
+	}
+	return replies, nil
+}
+
+// eachElement calls take with every element of a message that lists some.
+func eachElement(m netlink.Message, take func(element) error) error {
 	ad, err := attributesOf(m)
 	if err != nil {
 		return err
@@ -156,7 +166,7 @@ func takeMessage(r *reader, m netlink.Message, f ipfamily.Family, set string) er
 			for list.Next() {
 				var e element
 				list.Nested(e.decode)
-				if err := r.take(f, set, e); err != nil {
+				if err := take(e); err != nil {
 					return err
 				}
 			}
@@ -178,6 +188,8 @@ func (e *element) decode(ad *netlink.AttributeDecoder) error {
 			e.end = ad.Uint32()&unix.NFT_SET_ELEM_INTERVAL_END != 0
 		case unix.NFTA_SET_ELEM_DATA:
 			ad.Nested(e.decodeData(&e.data))
+		case unix.NFTA_SET_ELEM_EXPR:
+			ad.Nested(e.decodeCounter)
 		}
 	}
 	return nil

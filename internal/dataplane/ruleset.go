@@ -71,6 +71,11 @@ type Frontend struct {
 	Port     uint16
 }
 
+// FrontendOf returns the frontend of a virtual address, as ReadCounters names it.
+func FrontendOf(vip netip.AddrPort, protocol service.Protocol) Frontend {
+	return Frontend{externalTable, vip.Addr(), protocol, vip.Port()}
+}
+
 // Target is where a frontend leads: the id of a set of endpoints, and the number of the
 // Class that picks one.
 type Target struct {

@@ -64,7 +64,8 @@ type setDef struct {
 	key, data []datatype
 	verdicts  bool
 	interval  bool   // elements are ranges of the key's last field
-	dynamic   uint32 // how many elements packets may add, which expire; 0 for none
+	dynamic   uint32 // how many elements packets may add; 0 for none
+	expires   bool   // those elements have a timeout
 }
 
 // element is one element of a set or map.
@@ -73,6 +74,8 @@ type element struct {
 	keyEnd    []byte // the last key of a range, in a set of concatenations
 	end       bool   // the key is the first behind a range, in a set of one field
 	goTo      string // of a verdict map
+
+	packets, bytes uint64 // of its counter, read only
 }
 
 // batch is a transaction in the making.
@@ -131,6 +134,7 @@ func (b *batch) deleteTable(f ipfamily.Family) {
 type hook struct {
 	number   uint32
 	priority int32
+	filter   bool // sees all packets; a chain for nat sees the first of a connection
 }
 
 func (b *batch) addChain(f ipfamily.Family, name string, h *hook) {
@@ -140,7 +144,11 @@ func (b *batch) addChain(f ipfamily.Family, name string, h *hook) {
 		if h == nil {
 			return
 		}
-		ae.String(unix.NFTA_CHAIN_TYPE, "nat")
+		kind := "nat"
+		if h.filter {
+			kind = "filter"
+		}
+		ae.String(unix.NFTA_CHAIN_TYPE, kind)
 		ae.Nested(unix.NFTA_CHAIN_HOOK, func(nae *netlink.AttributeEncoder) error {
 			nae.Uint32(unix.NFTA_HOOK_HOOKNUM, h.number)
 			nae.Uint32(unix.NFTA_HOOK_PRIORITY, uint32(h.priority))
@@ -179,7 +187,10 @@ func (b *batch) addSet(f ipfamily.Family, def setDef, id uint32) {
 		flags |= unix.NFT_SET_INTERVAL
 	}
 	if def.dynamic > 0 {
-		flags |= unix.NFT_SET_EVAL | unix.NFT_SET_TIMEOUT
+		flags |= unix.NFT_SET_EVAL
+	}
+	if def.expires {
+		flags |= unix.NFT_SET_TIMEOUT
 	}
 	b.add(f, unix.NFT_MSG_NEWSET, netlink.Create, func(ae *netlink.AttributeEncoder) {
 		ae.String(unix.NFTA_SET_TABLE, TableName)

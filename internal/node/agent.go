@@ -5,29 +5,19 @@ import (
 	"time"
 
 	"github.com/go-logr/logr"
-	"k8s.io/apimachinery/pkg/types"
-	"k8s.io/apimachinery/pkg/util/wait"
-	"k8s.io/klog/v2"
+	"k8s.io/client-go/tools/events"
 	"k8s.io/utils/clock"
 
+	"fairlead.dev/fairlead/internal/conntrack"
 	"fairlead.dev/fairlead/internal/dataplane"
-	"fairlead.dev/fairlead/internal/persistent"
 	"fairlead.dev/fairlead/internal/service"
 )
 
 const (
-	// batchPeriod is how long what follows a write is collected: a write costs some
-	// 0.3 ms plus microseconds an element, so that a longer wait saves little CPU.
-	// A change that finds the agent idle does not wait.
-	batchPeriod = 5 * time.Millisecond
-
 	// checkPeriod is how often the agent looks for other writers. The look is one
 	// system call; the promise is that a damage is repaired within 2 s.
 	checkPeriod = 500 * time.Millisecond
 )
-
-// retry is the wait after failed writes: the rules that are there go on working.
-var retry = wait.Backoff{Duration: 100 * time.Millisecond, Factor: 2, Jitter: 0.1, Steps: 7, Cap: 5 * time.Second}
 
 // Sink makes one subsystem of this node match a Snapshot.
 type Sink interface {
@@ -46,33 +36,50 @@ type rules interface {
 	Program() dataplane.Program
 }
 
-// agent runs the one way of the data: intake -> model -> Snapshot -> sink. Everything
+// agent runs the one way of the data: intake -> model -> Snapshot -> sinks. Everything
 // in it belongs to the goroutine of run.
 type agent struct {
 	intake  *intake
 	model   *model
 	rules   rules
+	flows   *conntrack.Cleaner
+	ports   *healthPorts
+	others  []*follower // get each Snapshot once its rules are written
+	ledger  *ledger
 	health  *health
 	metrics *metrics
 	clock   clock.Clock
 	logger  logr.Logger
 
-	synced    bool
-	lastWrite time.Time
+	synced  bool
+	pace    pace
+	latency latency
 
-	failure string // why the last write or check failed, empty where it did not
-	backoff wait.Backoff
-	retryAt time.Time
-	refused persistent.Map[types.NamespacedName, error]
+	failure failure // of the last write or check of the rules
+}
+
+// newAgent returns an agent for the network namespace of the process.
+func newAgent(node string, rules rules, recorder events.EventRecorder, logger logr.Logger) *agent {
+	c, m := clock.RealClock{}, newMetrics()
+	a := &agent{
+		flows:  conntrack.New(c, logger),
+		intake: newIntake(c), model: &model{store: service.NewStore(node)}, rules: rules,
+		ledger: &ledger{node: node, events: recorder, logger: logger},
+		health: &health{clock: c}, metrics: m, clock: c, logger: logger,
+	}
+	a.ports = &healthPorts{node: node, healthy: a.health.live, events: recorder, metrics: m, clock: c, logger: logger}
+	a.others = []*follower{{Sink: a.ports, name: "health check ports"}}
+	return a
 }
 
 // run keeps the sink at the newest state until ctx ends. The rules stay.
 func (a *agent) run(ctx context.Context) {
+	defer a.ports.close()
 	check := a.clock.NewTimer(checkPeriod)
 	defer check.Stop()
-	again := a.clock.NewTimer(time.Hour) // set when something has to be written later
-	again.Stop()
+	again, follow := stopped(a.clock), stopped(a.clock) // set when something has to be written later
 	defer again.Stop()
+	defer follow.Stop()
 	for {
 		due := false
 		select {
@@ -82,6 +89,8 @@ func (a *agent) run(ctx context.Context) {
 			due = a.takeIn()
 		case <-again.C():
 			due = true
+		case <-follow.C():
+			a.follow(ctx, follow, true)
 		case <-check.C():
 			due = a.check(ctx)
 			check.Reset(checkPeriod)
@@ -96,19 +105,29 @@ func (a *agent) run(ctx context.Context) {
 			again.Reset(wait)
 			continue
 		}
-		if !a.write(ctx) && ctx.Err() == nil {
-			again.Reset(a.retryAt.Sub(a.clock.Now()))
+		again.Stop()
+		switch written := a.write(ctx); {
+		case written:
+			a.follow(ctx, follow, false)
+		case ctx.Err() == nil:
+			again.Reset(a.failure.retryAt.Sub(a.clock.Now()))
 		}
 	}
 }
 
-// mayWriteAt is when the next write may be: a period after the last, and when it failed
+func stopped(c clock.Clock) clock.Timer {
+	t := c.NewTimer(time.Hour)
+	t.Stop()
+	return t
+}
+
+// mayWriteAt is when the next write may be: as the pace says, and when the last failed
 // not before its backoff is over, whatever comes in.
 func (a *agent) mayWriteAt() time.Time {
-	if a.failure != "" {
-		return a.retryAt
+	if a.failure.reason != "" {
+		return a.failure.retryAt
 	}
-	return a.lastWrite.Add(batchPeriod)
+	return a.pace.due()
 }
 
 // takeIn brings the model up to date and says whether there is something to write. Not
@@ -116,7 +135,8 @@ func (a *agent) mayWriteAt() time.Time {
 func (a *agent) takeIn() bool {
 	events, synced := a.intake.take()
 	for _, e := range events {
-		e(a.model)
+		e.apply(a.model)
+		a.latency.came(e.arrival)
 	}
 	a.health.setEligible(a.model.eligible())
 	first := synced && !a.synced
@@ -127,7 +147,9 @@ func (a *agent) takeIn() bool {
 	if !first && (!a.synced || !a.model.store.Pending()) {
 		return false
 	}
-	a.health.queued(a.clock.Now())
+	now := a.clock.Now()
+	a.pace.came(now, len(events))
+	a.health.queued(now)
 	return true
 }
 
@@ -141,11 +163,13 @@ func (a *agent) sayWhereNodePortsAre() {
 	a.logger.Info("Caches have synced", "nodePortAddresses", addrs)
 }
 
-// write applies the newest state, and says whether that worked.
+// write applies the newest state to the rules, and says whether that worked.
 func (a *agent) write(ctx context.Context) bool {
 	start := a.clock.Now()
+	a.flows.Writing()
 	err := a.rules.Apply(ctx, a.model.store.Snapshot())
-	a.lastWrite = a.clock.Now()
+	now := a.clock.Now()
+	a.pace.wrote(now)
 	if ctx.Err() != nil {
 		return false
 	}
@@ -153,49 +177,55 @@ func (a *agent) write(ctx context.Context) bool {
 		a.fail(err, "Writing rules failed, will try again")
 		return false
 	}
-	if a.failure != "" {
-		a.failure = ""
+	if a.failure.over() {
 		a.logger.Info("Writing rules works again")
 	}
-	a.health.updated(a.lastWrite)
+	a.health.updated(now)
 	program, written := a.rules.Program(), a.rules.Last()
-	a.metrics.wrote(written, program, a.lastWrite.Sub(start))
+	a.flows.Changed(program.Snapshot)
+	a.latency.wrote(now, a.ledger.services, program.Snapshot.Services, a.metrics)
+	changed := a.ledger.enter(program)
+	a.metrics.wrote(written, changed, a.ledger, now.Sub(start))
 	if written.Installed {
 		a.logger.Info("Installed the rules", "services", program.Snapshot.Services.Len(), "elements", written.Elements)
 	}
-	a.sayRefused(program)
 	return true
 }
 
-// fail notes a failure and when to try again. It says so once for each reason.
+// fail notes a failure to write rules and when to try again.
 func (a *agent) fail(err error, message string) {
 	a.metrics.failures.Inc()
-	if a.failure == "" {
-		a.backoff = retry
+	if a.failure.reason == "" {
 		a.health.queued(a.clock.Now())
 	}
-	a.retryAt = a.clock.Now().Add(a.backoff.Step())
-	if reason := err.Error(); reason != a.failure {
-		a.failure = reason
+	if a.failure.note(err, a.clock.Now()) {
 		a.logger.Error(err, message)
 	}
 }
 
-// sayRefused logs each Service that could not be compiled whole, once.
-func (a *agent) sayRefused(program dataplane.Program) {
-	same := func(x, y error) bool { return x.Error() == y.Error() }
-	for ch := range persistent.Diff(a.refused, program.Refused, same) {
-		if ch.HasNew {
-			a.logger.Error(ch.New, "Service is served in part only", "service", klog.KRef(ch.Key.Namespace, ch.Key.Name))
+// follow gives the other sinks what was written, those that failed only where retry says
+// so, and sets the timer for those that fail. What they cannot do keeps nobody else from
+// anything.
+func (a *agent) follow(ctx context.Context, timer clock.Timer, retry bool) {
+	var next time.Time
+	for _, f := range a.others {
+		if !retry || f.failure.due(a.clock.Now()) {
+			f.apply(ctx, a.rules.Program().Snapshot, a.clock, a.logger)
+		}
+		if at := f.failure.retryAt; f.failure.reason != "" && (next.IsZero() || at.Before(next)) {
+			next = at
 		}
 	}
-	a.refused = program.Refused
+	timer.Stop()
+	if !next.IsZero() {
+		timer.Reset(next.Sub(a.clock.Now()))
+	}
 }
 
 // check repairs what others did to the rules, and says whether everything has to be
 // written because that failed.
 func (a *agent) check(ctx context.Context) bool {
-	if a.failure != "" {
+	if a.failure.reason != "" {
 		return false // the next write looks at everything
 	}
 	err := a.rules.Check(ctx)
@@ -207,6 +237,7 @@ func (a *agent) check(ctx context.Context) bool {
 		return true
 	}
 	if written := a.rules.Last(); written.Elements > 0 || written.Installed {
+		a.flows.Repaired()
 		a.metrics.repairs.Inc()
 		a.logger.Info("Somebody else changed the rules, they are repaired", "elements", written.Elements, "madeAnew", written.Installed)
 	}

@@ -14,18 +14,16 @@ import (
 	"golang.org/x/sync/errgroup"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
-	"k8s.io/utils/clock"
 
 	"fairlead.dev/fairlead/api/config/v1alpha1"
 	"fairlead.dev/fairlead/internal/config"
 	"fairlead.dev/fairlead/internal/dataplane"
-	"fairlead.dev/fairlead/internal/service"
 )
 
 // Command returns the subcommand `node`.
 func Command() *cobra.Command {
 	var flags config.Flags
-	var name string
+	var name, clean string
 	cmd := &cobra.Command{
 		Use:           "node",
 		Short:         "Run the dataplane of this node",
@@ -33,6 +31,9 @@ func Command() *cobra.Command {
 		SilenceUsage:  true,
 		SilenceErrors: true,
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			if cmd.Flags().Changed("cleanup") {
+				return cleanup(cmd.Context(), clean, cmd.OutOrStdout())
+			}
 			cfg, err := config.Node(flags.Config)
 			if err != nil {
 				return err
@@ -49,6 +50,9 @@ func Command() *cobra.Command {
 	}
 	flags.Bind(cmd)
 	cmd.Flags().StringVar(&name, "node-name", "", "name of the Node this runs on (default: $NODE_NAME, else the host's name)")
+	cmd.Flags().StringVar(&clean, "cleanup", "",
+		"instead of running, remove `rules`: fairlead's own (fairlead), those that a kube-proxy left (kube-proxy), or both (all)")
+	cmd.Flags().Lookup("cleanup").NoOptDefVal = cleanupOwn
 	return cmd
 }
 
@@ -69,36 +73,47 @@ func nodeName(flag string) (string, error) {
 }
 
 // Run keeps the rules of the network namespace it was started in until ctx ends. The
-// rules stay. It returns an error at once where it has no right to write rules or
-// cannot listen; it waits for an API server that is not there yet.
+// rules stay. It returns an error at once where it has no right to write rules, a
+// kube-proxy runs or it cannot listen; it waits for another agent to end, and for an
+// API server that is not there yet.
 func Run(ctx context.Context, cfg *v1alpha1.NodeConfiguration, restConfig *rest.Config, node string, logger logr.Logger) error {
 	logger = logger.WithValues("node", node)
-	sink := dataplane.NewSink(dataplane.Config{Local: localTraffic(cfg.LocalTraffic), MasqueradeAll: cfg.MasqueradeAll})
+	sink := dataplane.NewSink(dataplane.Config{Local: localTraffic(cfg.LocalTraffic), MasqueradeAll: cfg.MasqueradeAll, Counters: cfg.Counters})
 	if err := sink.Probe(); err != nil {
 		return err
 	}
+	begun, err := prepare(ctx, cfg, logger)
+	if err != nil && ctx.Err() != nil {
+		return nil // told to end while it waited
+	}
+	if err != nil {
+		return err
+	}
+	defer begun.unlock()
 	restConfig = rest.CopyConfig(restConfig)
 	restConfig.ContentType = "application/vnd.kubernetes.protobuf"
 	client, err := kubernetes.NewForConfig(restConfig)
 	if err != nil {
 		return fmt.Errorf("building a client for %s: %w", restConfig.Host, err)
 	}
-	a := &agent{
-		intake:  newIntake(),
-		model:   &model{store: service.NewStore(node), nodePortCIDRs: nodePortCIDRs(cfg.NodePortAddresses)},
-		rules:   sink,
-		health:  &health{clock: clock.RealClock{}},
-		metrics: newMetrics(),
-		clock:   clock.RealClock{},
-		logger:  logger,
-	}
 	group, ctx := errgroup.WithContext(ctx)
+	recorder, err := newRecorder(ctx, client)
+	if err != nil {
+		return err
+	}
+	rules := announce(sink)
+	a := newAgent(node, rules, recorder, logger)
+	a.model.nodePortCIDRs = nodePortCIDRs(cfg.NodePortAddresses)
 	if err := config.Serve(ctx, group, "healthz.bindAddress", cfg.Healthz.BindAddress, a.health.handler()); err != nil {
 		return err
 	}
 	if err := config.Serve(ctx, group, "metrics.bindAddress", cfg.Metrics.BindAddress, a.metrics.handler()); err != nil {
 		return err
 	}
+	group.Go(func() error {
+		begun.settle(ctx, rules.written)
+		return nil
+	})
 	group.Go(func() error {
 		if err := config.WaitForAPIServer(ctx, restConfig, logger); err != nil && ctx.Err() == nil {
 			return err
@@ -107,6 +122,7 @@ func Run(ctx context.Context, cfg *v1alpha1.NodeConfiguration, restConfig *rest.
 			return err
 		}
 		a.intake.watch(ctx, client, node, logger)
+		group.Go(func() error { a.flows.Run(ctx); return nil })
 		a.run(ctx)
 		return nil
 	})

@@ -17,6 +17,7 @@ import (
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/tools/cache"
 	"k8s.io/klog/v2"
+	"k8s.io/utils/clock"
 
 	"fairlead.dev/fairlead/internal/config"
 )
@@ -25,18 +26,29 @@ import (
 // no second copy of the objects: they are decoded into the model and dropped.
 type intake struct {
 	mu       sync.Mutex
-	events   []func(*model)
+	clock    clock.PassiveClock
+	events   []change
 	unsynced int // watches that have not delivered their first full listing
 
 	// wake has a value when there is something to take.
 	wake chan struct{}
 }
 
-func newIntake() *intake { return &intake{wake: make(chan struct{}, 1)} }
+func newIntake(c clock.PassiveClock) *intake {
+	return &intake{clock: c, wake: make(chan struct{}, 1)}
+}
 
 func (in *intake) push(first bool, events ...func(*model)) {
+	changes := make([]change, len(events))
+	for i, e := range events {
+		changes[i].apply = e
+	}
+	in.pushChanges(first, changes...)
+}
+
+func (in *intake) pushChanges(first bool, changes ...change) {
 	in.mu.Lock()
-	in.events = append(in.events, events...)
+	in.events = append(in.events, changes...)
 	if first {
 		in.unsynced--
 	}
@@ -49,7 +61,7 @@ func (in *intake) push(first bool, events ...func(*model)) {
 
 // take returns the events since the last take in order, and whether every watch has
 // delivered its first listing by then.
-func (in *intake) take() (events []func(*model), synced bool) {
+func (in *intake) take() (events []change, synced bool) {
 	in.mu.Lock()
 	defer in.mu.Unlock()
 	events, in.events = in.events, nil
@@ -75,7 +87,7 @@ func (f *feed[T]) Add(obj any) error {
 	if !ok {
 		return fmt.Errorf("watch delivered a %T", obj)
 	}
-	f.in.push(false, func(m *model) { f.set(m, t) })
+	f.in.pushChanges(false, change{func(m *model) { f.set(m, t) }, arrivalOf(obj, false, f.in.clock.Now())})
 	return nil
 }
 
@@ -87,7 +99,7 @@ func (f *feed[T]) Delete(obj any) error {
 		return fmt.Errorf("watch delivered a deleted %T", obj)
 	}
 	name := nameOf(t)
-	f.in.push(false, func(m *model) { f.remove(m, name) })
+	f.in.pushChanges(false, change{func(m *model) { f.remove(m, name) }, arrivalOf(obj, true, f.in.clock.Now())})
 	return nil
 }
 

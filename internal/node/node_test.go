@@ -18,7 +18,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
-	"k8s.io/utils/clock"
+	"k8s.io/client-go/tools/events"
 	clocktesting "k8s.io/utils/clock/testing"
 
 	"fairlead.dev/fairlead/internal/dataplane"
@@ -84,9 +84,9 @@ func TestEligible(t *testing.T) {
 func TestHealth(t *testing.T) {
 	start := time.Unix(1000, 0)
 	for name, tc := range map[string]struct {
-		prepare         func(h *health, c *clocktesting.FakePassiveClock)
-		healthz, livez  int
-		wantLastUpdated time.Time
+		prepare        func(h *health, c *clocktesting.FakePassiveClock)
+		healthz, livez int
+		lastUpdated    time.Time
 	}{
 		"before the first write": {func(*health, *clocktesting.FakePassiveClock) {}, 503, 200, time.Time{}},
 		"the first write waits for too long": {func(h *health, c *clocktesting.FakePassiveClock) {
@@ -122,13 +122,20 @@ func TestHealth(t *testing.T) {
 				rec := httptest.NewRecorder()
 				h.handler().ServeHTTP(rec, httptest.NewRequest(http.MethodGet, path, nil))
 				var body struct {
-					LastUpdated  time.Time
-					NodeEligible *bool
+					LastUpdated, CurrentTime time.Time
+					NodeEligible             *bool
+					Healthy                  bool
+					Status                   map[string]struct{ LastUpdated time.Time }
 				}
 				if err := json.Unmarshal(rec.Body.Bytes(), &body); err != nil {
 					t.Fatalf("%s: %v in %s", path, err, rec.Body)
 				}
-				if rec.Code != want || !body.LastUpdated.Equal(tc.wantLastUpdated) || (body.NodeEligible != nil) != (path == "/healthz") {
+				wantLastUpdated := tc.lastUpdated
+				if want == http.StatusOK {
+					wantLastUpdated = c.Now() // as kube-proxy says where all is well
+				}
+				if rec.Code != want || !body.LastUpdated.Equal(wantLastUpdated) || body.CurrentTime != c.Now().UTC() || body.Healthy != (tc.livez == http.StatusOK) ||
+					(len(body.Status) > 0) != !tc.lastUpdated.IsZero() || (body.NodeEligible != nil) != (path == "/healthz") {
 					t.Errorf("%s: %d %s, want %d", path, rec.Code, rec.Body, want)
 				}
 				if rec.Header().Get("X-Content-Type-Options") != "nosniff" || rec.Header().Get("Content-Type") != "application/json" {
@@ -199,10 +206,7 @@ func (r *recorder) want(t *testing.T, writes, services int) {
 // everything waits. One watch of two has delivered already.
 func startAgent(t *testing.T) (*agent, *recorder, *feed[*corev1.Service]) {
 	r := &recorder{}
-	a := &agent{
-		intake: newIntake(), model: &model{store: service.NewStore("node1")}, rules: r,
-		health: &health{clock: clock.RealClock{}}, metrics: newMetrics(), clock: clock.RealClock{}, logger: logr.Discard(),
-	}
+	a := newAgent("node1", r, events.NewFakeRecorder(100), logr.Discard())
 	a.intake.unsynced = 2
 	a.intake.push(true)
 	ctx, cancel := context.WithCancel(t.Context())

@@ -41,7 +41,9 @@ func DecodeService(s *corev1.Service) *Spec {
 		s.Spec.ClusterIP == corev1.ClusterIPNone || s.Spec.ClusterIP == "" {
 		return out
 	}
-	d := &decoder{Service: &Service{Name: out.name, Created: s.CreationTimestamp.Time}}
+	d := &decoder{Service: &Service{
+		Name: out.name, Created: s.CreationTimestamp.Time, UID: s.UID, ResourceVersion: s.ResourceVersion,
+	}}
 	d.addresses(s)
 	d.ports(s)
 	d.policies(s)

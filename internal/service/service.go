@@ -67,6 +67,10 @@ type Port struct {
 type Service struct {
 	Name    types.NamespacedName
 	Created time.Time
+	// UID and ResourceVersion are for references to it, in Events. The version may be an
+	// older one where nothing else differs.
+	UID             types.UID
+	ResourceVersion string
 	// ClusterIPs, ExternalIPs and LoadBalancerIPs are the addresses it is reached at,
 	// of both families. LoadBalancerIPs are those of ipMode VIP.
 	ClusterIPs, ExternalIPs, LoadBalancerIPs []netip.Addr

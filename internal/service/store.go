@@ -50,10 +50,18 @@ func (st *Store) PutService(s *Spec) {
 	switch {
 	case s.service == nil:
 		st.DeleteService(s.name)
-	case !ok || !reflect.DeepEqual(old, s.service):
+	case !ok || !same(old, s.service):
 		st.specs[s.name] = s.service
 		st.touch(s.name)
 	}
+}
+
+// same says whether a and b make the same rules: most updates of a Service are of its
+// status or of what others annotate, which changes the version alone.
+func same(a, b *Service) bool {
+	c := *b
+	c.ResourceVersion = a.ResourceVersion
+	return reflect.DeepEqual(a, &c)
 }
 
 // DeleteService takes out a Service.

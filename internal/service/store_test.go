@@ -228,3 +228,33 @@ func TestLocal(t *testing.T) {
 		})
 	}
 }
+
+// TestNothingNewIsNoNews: objects that say what they said before change nothing, nor do
+// slices of a Service that has no rules.
+func TestNothingNewIsNoNews(t *testing.T) {
+	st := service.NewStore("node1")
+	slice := webSlice("a", endpoint("10.1.0.1", yes, yes, no))
+	st.SetSlice(slice)
+	if st.Pending() {
+		t.Error("a slice without a Service is pending")
+	}
+	st.SetService(webService(nil))
+	before, _ := st.Snapshot().Services.Get(web)
+	st.SetService(webService(func(s *corev1.Service) {
+		s.ResourceVersion, s.Annotations = "2", map[string]string{"note": "x"}
+	}))
+	noted := slice.DeepCopy()
+	noted.ResourceVersion, noted.Endpoints[0].Hostname = "2", new("pod")
+	st.SetSlice(noted)
+	if st.Pending() {
+		t.Error("objects that say nothing new are pending")
+	}
+	if after, _ := st.Snapshot().Services.Get(web); after != before {
+		t.Error("a Service that did not change is another pointer")
+	}
+	noted.Endpoints[0] = draining("10.1.0.1")
+	st.SetSlice(noted)
+	if !st.Pending() {
+		t.Error("an endpoint that drains is not pending")
+	}
+}

@@ -95,6 +95,11 @@ controller: &part
 node:
   <<: *part
   config:
+    localTraffic: {interfacePrefix: veth}
+    masqueradeAll: true
+    counters: true
+    conntrack: {maxPerCore: 0, min: 1, tcpEstablishedTimeout: 1h30m, tcpCloseWaitTimeout: "0", tcpBeLiberal: true, udpTimeout: 30s, udpStreamTimeout: 3m}
+    kubeProxy: {allowRunning: true, removeLeftovers: true}
     metrics: {bindAddress: "0"}
     healthz: {bindAddress: "0"}
 `},

@@ -61,12 +61,8 @@ func New(t testing.TB) *Cluster {
 	must(t, err)
 	t.Cleanup(func() { must(t, lab.Close()) })
 	c := &Cluster{Lab: lab, Binary: Build(t)}
-	assets := os.Getenv("KUBEBUILDER_ASSETS")
-	if assets == "" {
-		assets = filepath.Join("..", "..", "bin", "controlplane") // made by `make control-plane`
-	}
 	env := &envtest.Environment{
-		BinaryAssetsDirectory: assets,
+		BinaryAssetsDirectory: assets(),
 	}
 	server := env.ControlPlane.GetAPIServer()
 	server.Address, server.Port = lab.Gateway().IPv4.String(), "6443"
@@ -83,6 +79,17 @@ func New(t testing.TB) *Cluster {
 	c.env = env
 	c.Kubeconfig = c.KubeconfigOf(t, envtest.User{Name: "e2e", Groups: []string{"system:masters"}})
 	return c
+}
+
+// built is where `make control-plane` puts what it makes.
+var built = filepath.Join("..", "..", "bin", "controlplane")
+
+// assets is the directory of the control plane's binaries.
+func assets() string {
+	if dir := os.Getenv("KUBEBUILDER_ASSETS"); dir != "" {
+		return dir
+	}
+	return built
 }
 
 // InstallCRDs installs ours.
@@ -124,7 +131,7 @@ func Write(t testing.TB, name, text string) string {
 	return path
 }
 
-// Process is a running fairlead.
+// Process is a running fairlead or kube-proxy.
 type Process struct {
 	Output fmt.Stringer // what it said so far
 
@@ -138,8 +145,13 @@ type Process struct {
 // Start runs fairlead on a host. It is killed at the end of the test.
 func (c *Cluster) Start(t testing.TB, host *netlab.Host, args ...string) *Process {
 	t.Helper()
+	return start(t, host, exec.Command(c.Binary, args...))
+}
+
+func start(t testing.TB, host *netlab.Host, cmd *exec.Cmd) *Process {
+	t.Helper()
 	output := &buffer{}
-	p := &Process{t: t, cmd: exec.Command(c.Binary, args...), Output: output, ended: make(chan struct{})}
+	p := &Process{t: t, cmd: cmd, Output: output, ended: make(chan struct{})}
 	p.cmd.Stdout, p.cmd.Stderr = output, output
 	p.cmd.Env = append(os.Environ(), "NODE_NAME=")
 	must(t, host.Start(p.cmd))
@@ -150,7 +162,7 @@ func (c *Cluster) Start(t testing.TB, host *netlab.Host, args ...string) *Proces
 	t.Cleanup(func() {
 		p.Stop(syscall.SIGKILL)
 		if t.Failed() {
-			t.Logf("fairlead %s said:\n%s", strings.Join(args, " "), p.Output)
+			t.Logf("%s said:\n%s", strings.Join(cmd.Args, " "), p.Output)
 		}
 	})
 	return p
@@ -287,3 +299,13 @@ func must(t testing.TB, err error) {
 
 // PID returns the process id, in the world's own count.
 func (p *Process) PID() int { return p.cmd.Process.Pid }
+
+// Running says whether it has not ended.
+func (p *Process) Running() bool {
+	select {
+	case <-p.ended:
+		return false
+	default:
+		return true
+	}
+}

@@ -1,6 +1,6 @@
 // Command controlplane builds the control plane that the tests run against:
-// etcd, kube-apiserver and kubectl, each from its own Go module at the version
-// that this module's go.mod pins. The binaries bear the names that envtest
+// etcd, kube-apiserver, kubectl, and kube-proxy to be measured against, each from
+// its own Go module at the version that this module's go.mod pins. The binaries bear the names that envtest
 // looks for, so KUBEBUILDER_ASSETS can point at the directory.
 //
 // Run it in this directory:
