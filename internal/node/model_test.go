@@ -11,7 +11,7 @@ import (
 	discoveryv1 "k8s.io/api/discovery/v1"
 	networkingv1 "k8s.io/api/networking/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/utils/clock"
+	clocktesting "k8s.io/utils/clock/testing"
 
 	"fairlead.dev/fairlead/api/config/v1alpha1"
 	"fairlead.dev/fairlead/internal/service"
@@ -93,7 +93,7 @@ func TestNodeAddrs(t *testing.T) {
 
 // TestServiceCIDRs: those of all ServiceCIDR objects, each once, as they come and go.
 func TestServiceCIDRs(t *testing.T) {
-	m, in := newModel(v1alpha1.LocalTraffic{}), newIntake(clock.RealClock{})
+	m, in := newModel(v1alpha1.LocalTraffic{}), newIntake(clocktesting.NewFakePassiveClock(time.Unix(1, 0)))
 	in.unsynced = 1
 	feed := &feed[*networkingv1.ServiceCIDR]{in: in, kind: serviceCIDRs()}
 	object := func(name string, cidrs ...string) *networkingv1.ServiceCIDR {
