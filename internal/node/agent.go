@@ -160,6 +160,10 @@ func (a *agent) sayWhereNodePortsAre() {
 			"served on the host's own addresses until it appears", "nodePortAddresses", addrs)
 		return
 	}
+	if a.model.podsUnknown() {
+		a.logger.Info("The Node has no spec.podCIDRs, which localTraffic.nodeCIDR tells pods by: until it has, no traffic is " +
+			"masqueraded for coming from elsewhere")
+	}
 	a.logger.Info("Caches have synced", "nodePortAddresses", addrs)
 }
 
