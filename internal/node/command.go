@@ -104,6 +104,9 @@ func Run(ctx context.Context, cfg *v1alpha1.NodeConfiguration, restConfig *rest.
 	rules := announce(sink)
 	a := newAgent(node, rules, recorder, logger)
 	a.model.configure(cfg)
+	if cfg.Counters {
+		a.metrics.registry.MustRegister(a.counters)
+	}
 	if err := config.Serve(ctx, group, "healthz.bindAddress", cfg.Healthz.BindAddress, a.health.handler()); err != nil {
 		return err
 	}
