@@ -184,35 +184,63 @@ func TestCleanup(t *testing.T) {
 	}
 }
 
-// TestTakeOverFromKubeProxy: the rules of a kube-proxy that is gone serve until ours do,
-// and go then, without a connection lost.
-func TestTakeOverFromKubeProxy(t *testing.T) {
-	w := newNodeWorld(t)
-	script := `
-iptables-nft -t nat -N KUBE-SERVICES
-iptables-nft -t nat -N KUBE-POSTROUTING
-iptables-nft -t nat -N KUBE-SVC-A
-iptables-nft -t nat -A PREROUTING -m comment --comment "kubernetes service portals" -j KUBE-SERVICES
-iptables-nft -t nat -A POSTROUTING -m comment --comment "kubernetes postrouting rules" -j KUBE-POSTROUTING
-iptables-nft -t nat -A POSTROUTING -s 192.0.2.0/24 -j MASQUERADE
-iptables-nft -t nat -A KUBE-SERVICES -p tcp --dport ` + fmt.Sprint(w.byNodePort.Port()) + ` -j KUBE-SVC-A
-iptables-nft -t nat -A KUBE-SVC-A -p tcp -j DNAT --to-destination ` + w.node.PodCIDRs[0].Addr().Next().Next().String() + `:8080
-iptables-nft -t nat -A KUBE-POSTROUTING -m conntrack --ctstate DNAT -j MASQUERADE`
-	ctx, cancel := timeout()
-	defer cancel()
-	if _, err := w.node.Output(ctx, "sh", "-ec", script); err != nil {
-		t.Fatal(err)
-	}
-	must(t, w.ask(w.client, w.byNodePort))
-	stop := w.keepAsking(t, w.client, w.byNodePort)
-	config := cluster.Write(t, "node.yaml", nodeConfig+"kubeProxy: {removeLeftovers: true}\n")
-	agent := w.run(t, "--node-name", "node1", "--config", config)
-	agent.Says("chains KUBE-POSTROUTING, KUBE-SERVICES, KUBE-SVC-A of table ip nat of iptables-nft")
+// runKubeProxy starts kube-proxy itself on the node, and waits until it serves.
+func (w *nodeWorld) runKubeProxy(t *testing.T, mode string) *exec.Cmd {
+	t.Helper()
+	binary := filepath.Join("..", "..", "bin", "controlplane", "kube-proxy") // made by `make control-plane`
+	cmd := exec.Command(binary, "--proxy-mode="+mode, "--kubeconfig="+w.Kubeconfig, "--hostname-override=node1",
+		"--cluster-cidr=10.244.0.0/16,fd00:10:244::/48", "--conntrack-max-per-core=0")
+	var log strings.Builder
+	cmd.Stdout, cmd.Stderr = &log, &log
+	must(t, w.node.Start(cmd))
+	t.Cleanup(func() {
+		_ = cmd.Process.Kill() // it may have been already
+		_ = cmd.Wait()         // killed
+		if t.Failed() {
+			t.Logf("kube-proxy in mode %s said:\n%s", mode, log.String())
+		}
+	})
 	w.answers(t)
-	stop()
-	out, err := w.node.Output(ctx, "iptables-nft-save", "-t", "nat")
-	must(t, err)
-	if strings.Contains(string(out), "KUBE") || !strings.Contains(string(out), "192.0.2.0/24") {
-		t.Errorf("left are\n%s", out)
+	return cmd
+}
+
+// TestMigration goes from kube-proxy to fairlead and back. The rules of the kube-proxy
+// that is gone serve until ours do, and go then, without a connection lost.
+func TestMigration(t *testing.T) {
+	for mode, removed := range map[string]string{
+		"iptables": "table ip nat of iptables-nft",
+		"nftables": "table ip kube-proxy of nftables",
+	} {
+		t.Run(mode, func(t *testing.T) {
+			w := newNodeWorld(t)
+			proxy := w.runKubeProxy(t, mode)
+			refused := w.run(t, "--node-name", "node1")
+			if code := refused.Wait(); code != 1 {
+				t.Errorf("beside kube-proxy: exit code %d, want 1", code)
+			}
+			refused.Says(fmt.Sprint("process ", proxy.Process.Pid))
+			must(t, proxy.Process.Kill())
+			_ = proxy.Wait() // killed
+
+			stop := w.keepAsking(t, w.client, w.byNodePort)
+			config := cluster.Write(t, "node.yaml", nodeConfig+"kubeProxy: {removeLeftovers: true}\n")
+			agent := w.run(t, "--node-name", "node1", "--config", config)
+			agent.Says("Removed what kube-proxy left")
+			agent.Says(removed)
+			w.answers(t)
+			stop()
+			// KUBE-FIREWALL is the kubelet's, of which kube-proxy makes a copy.
+			out := strings.ReplaceAll(cluster.NFT(t, &w.node.Host, "list", "ruleset"), "KUBE-FIREWALL", "")
+			if strings.Contains(out, "KUBE-") || strings.Contains(out, "kube-proxy") {
+				t.Errorf("of kube-proxy's there is left\n%s", out)
+			}
+
+			agent.Stop(syscall.SIGTERM)
+			w.runKubeProxy(t, mode)
+			if code, out := w.cleanup(t, "--cleanup"); code != 0 || out != "removed table ip fairlead\nremoved table ip6 fairlead" {
+				t.Errorf("--cleanup: exit code %d, %s", code, out)
+			}
+			w.answers(t)
+		})
 	}
 }
