@@ -138,6 +138,7 @@ func TestNode(t *testing.T) {
 	})
 
 	t.Run("no API server: the rules stay, and it is said once", func(t *testing.T) {
+		agent.Stop(syscall.SIGTERM)
 		other := w.Start(t, &w.node.Host, "node", "--node-name", "node1", "--kubeconfig", unreachable(t), "--config",
 			cluster.Write(t, "node.yaml", "apiVersion: config.fairlead.dev/v1alpha1\nkind: NodeConfiguration\nhealthz: {bindAddress: \"0\"}\nmetrics: {bindAddress: \"0\"}\n"))
 		other.Says("API server unreachable")
