@@ -170,7 +170,8 @@ func startLoad(b testing.TB, h *netlab.Host, mode string, to netip.AddrPort, too
 	must(b, err)
 	var out bytes.Buffer
 	cmd := exec.Command(self)
-	cmd.Env = append(os.Environ(), fmt.Sprintf("%s=%s %s %s", loadVar, mode, to, took))
+	// The signals that preempt goroutines would interrupt what blocks in the kernel.
+	cmd.Env = append(os.Environ(), "GODEBUG=asyncpreemptoff=1", fmt.Sprintf("%s=%s %s %s", loadVar, mode, to, took))
 	cmd.Stdout, cmd.Stderr = &out, os.Stderr
 	must(b, h.Start(cmd))
 	return func() (worked, failed int) {
