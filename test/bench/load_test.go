@@ -131,7 +131,12 @@ func connect(to unix.Sockaddr) error {
 	err = errors.Join(
 		unix.SetsockoptLinger(fd, unix.SOL_SOCKET, unix.SO_LINGER, &unix.Linger{Onoff: 1}),
 		unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_SNDTIMEO, new(unix.NsecToTimeval(int64(patience)))),
+		unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, new(unix.NsecToTimeval(int64(patience)))),
 		unix.Connect(fd, to))
+	if err == nil {
+		// Until the server has dropped it: connections must not pile up there.
+		_, err = unix.Read(fd, make([]byte, 1))
+	}
 	return errors.Join(err, unix.Close(fd))
 }
 
