@@ -18,7 +18,9 @@ import (
 	"fairlead.dev/fairlead/api/config/v1alpha1"
 )
 
-func wholeSeconds(n int) metav1.Duration { return metav1.Duration{Duration: time.Duration(n) * time.Second} }
+func wholeSeconds(n int) metav1.Duration {
+	return metav1.Duration{Duration: time.Duration(n) * time.Second}
+}
 
 func TestWantConntrack(t *testing.T) {
 	for name, tc := range map[string]struct {
