@@ -14,6 +14,7 @@ import (
 	"fairlead.dev/fairlead/internal/dataplane"
 	"fairlead.dev/fairlead/internal/ipfamily"
 	"fairlead.dev/fairlead/internal/service"
+	"fairlead.dev/fairlead/test/netlab"
 )
 
 var kinds = []string{"ClusterIP", "NodePort", "LoadBalancerIP", "ExternalIP"}
@@ -114,20 +115,26 @@ func TestConnectingTCPMovesOn(t *testing.T) {
 	each(t, l, func(t *testing.T, f ipfamily.Family) {
 		l.write(l.web("a"))
 		to := netip.AddrPortFrom(vips["ClusterIP"][f], port)
-		answer := make(chan string, 1)
-		go func() {
-			ctx, cancel := context.WithTimeout(t.Context(), testTimeout)
-			defer cancel()
-			name, _, err := l.pods["pod"].HTTP(ctx, to)
-			answer <- fmt.Sprint(name, err)
-		}()
+		answer := l.request(t, l.pods["pod"], to)
 		l.awaitFlow(query{family: f, protocol: service.TCP, port: port})
 		l.write(l.web("b"))
 		l.sweep()
-		if got := <-answer; got != "b<nil>" {
+		if got := <-answer; got != "b <nil>" {
 			t.Errorf("got %s, want an answer from b", got)
 		}
 	})
+}
+
+// request asks over a connection of its own, for as long as that takes.
+func (l *lab) request(t *testing.T, from *netlab.Host, to netip.AddrPort) <-chan string {
+	answer := make(chan string, 1)
+	go func() {
+		ctx, cancel := context.WithTimeout(t.Context(), testTimeout)
+		defer cancel()
+		name, _, err := from.HTTP(ctx, to)
+		answer <- fmt.Sprint(name, " ", err)
+	}()
+	return answer
 }
 
 // TestFrontendAppears: a client that began before its address was anybody's is served once
@@ -152,6 +159,24 @@ func TestFrontendAppears(t *testing.T) {
 			})
 		})
 	}
+}
+
+// TestFrontendAppearsToTCP: and so is one that is still connecting.
+func TestFrontendAppearsToTCP(t *testing.T) {
+	l := newLab(t)
+	each(t, l, func(t *testing.T, f ipfamily.Family) {
+		before := l.web("a")
+		before.ExternalIPs = nil
+		l.write(before)
+		from, to := l.vip("ExternalIP", f)
+		answer := l.request(t, from, to)
+		l.awaitFlow(query{family: f, protocol: service.TCP, port: port})
+		l.write(l.web("a"))
+		l.sweep()
+		if got := <-answer; got != "a <nil>" {
+			t.Errorf("got %s, want an answer from a", got)
+		}
+	})
 }
 
 // TestRepaired: clients that sent while the rules were away are served again.

@@ -4,6 +4,8 @@ import (
 	"context"
 	"fmt"
 	"net/netip"
+	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -33,6 +35,29 @@ type svc struct {
 	age              time.Duration
 	terminating      []string
 	notReady         []string
+	edit             []func(*corev1.Service)            // what else it says
+	editSlices       []func(*discoveryv1.EndpointSlice) // and its slices
+}
+
+// with returns s with more that it says.
+func (s svc) with(edit ...func(*corev1.Service)) svc {
+	s.edit = append(slices.Clip(s.edit), edit...)
+	return s
+}
+
+// nodeOf returns the node that an address of the lab is on, nil for others.
+func nodeOf(a string) *string {
+	for i := range 9 {
+		for _, prefix := range []string{"10.244.%d.", "fd00:10:244:%d:"} {
+			if strings.HasPrefix(a, fmt.Sprintf(prefix, i)) {
+				return new(fmt.Sprintf("node%d", i))
+			}
+		}
+		if a == fmt.Sprintf("172.18.0.%d", 10+i) || a == fmt.Sprintf("fd00:172:18::%d", 10+i) {
+			return new(fmt.Sprintf("node%d", i))
+		}
+	}
+	return nil
 }
 
 // add puts s into the store as the API would deliver it.
@@ -51,6 +76,9 @@ func (s svc) add(st *service.Store) {
 	for _, p := range protocols {
 		obj.Spec.Ports = append(obj.Spec.Ports, corev1.ServicePort{Name: string(p), Protocol: p, Port: s.port, NodePort: s.nodePort})
 	}
+	for _, edit := range s.edit {
+		edit(obj)
+	}
 	st.SetService(obj)
 	for i, kind := range []discoveryv1.AddressType{discoveryv1.AddressTypeIPv4, discoveryv1.AddressTypeIPv6} {
 		slice := &discoveryv1.EndpointSlice{
@@ -66,27 +94,44 @@ func (s svc) add(st *service.Store) {
 		add := func(addrs []string, c discoveryv1.EndpointConditions) {
 			for _, a := range addrs {
 				if netip.MustParseAddr(a).Is4() == (kind == discoveryv1.AddressTypeIPv4) {
-					slice.Endpoints = append(slice.Endpoints, discoveryv1.Endpoint{Addresses: []string{a}, Conditions: c})
+					slice.Endpoints = append(slice.Endpoints, discoveryv1.Endpoint{Addresses: []string{a}, NodeName: nodeOf(a), Conditions: c})
 				}
 			}
 		}
 		add(s.endpoints, discoveryv1.EndpointConditions{})
 		add(s.notReady, discoveryv1.EndpointConditions{Ready: new(false), Serving: new(false)})
 		add(s.terminating, discoveryv1.EndpointConditions{Ready: new(false), Serving: new(true), Terminating: new(true)})
+		for _, edit := range s.editSlices {
+			edit(slice)
+		}
 		st.SetSlice(slice)
 	}
 }
 
 // snapshot returns the Snapshot of the services on a node with the addresses.
 func snapshot(nodeAddrs []netip.Addr, services ...svc) *service.Snapshot {
-	st := service.NewStore("node1")
+	return surroundings{node: "node1", nodePortAddrs: nodeAddrs, podCIDRs: podCIDRs}.of(services...)
+}
+
+// surroundings are what a node knows of beside Services.
+type surroundings struct {
+	node, zone               string
+	nodePortAddrs, nodeAddrs []netip.Addr
+	podCIDRs, serviceCIDRs   []netip.Prefix
+}
+
+// of returns the Snapshot of the services there.
+func (e surroundings) of(services ...svc) *service.Snapshot {
+	st := service.NewStore(e.node)
 	for _, s := range services {
 		s.add(st)
 	}
-	st.SetNodePortAddrs(nodeAddrs)
-	snap := st.Snapshot()
-	snap.PodCIDRs = podCIDRs
-	return snap
+	st.SetZone(e.zone)
+	st.SetNodePortAddrs(e.nodePortAddrs)
+	st.SetNodeAddrs(e.nodeAddrs)
+	st.SetPodCIDRs(e.podCIDRs)
+	st.SetServiceCIDRs(e.serviceCIDRs)
+	return st.Snapshot()
 }
 
 // world is a cluster of two nodes with one client outside.

@@ -1,235 +1,250 @@
 package dataplane_test
 
 import (
-	"context"
-	"errors"
 	"fmt"
-	"maps"
 	"net/netip"
-	"slices"
 	"strings"
-	"syscall"
+	"sync"
 	"testing"
 
 	"fairlead.dev/fairlead/internal/ipfamily"
 	"fairlead.dev/fairlead/test/netlab"
 )
 
-// matrix is the table of spec/dataplane.md for the default policy: who asks, at which
-// kind of address, and what the endpoint sees as the source. Every row is tried over
-// TCP and UDP, IPv4 and IPv6, with endpoints on both nodes.
+// matrix is the table of the specification: who asks, at which kind of address, and who
+// answers under which policy. C are the endpoints of the cluster, L those on the node
+// that the packet passes; then what the endpoint sees of the client's address. Every cell
+// is tried over all protocols and both families.
 var matrix = []struct {
-	client, vip, source string
+	client, vip                             string
+	byDefault, externalLocal, internalLocal string
 }{
-	{"pod", "ClusterIP", "kept"},
-	{"pod", "NodePort", "masqueraded"},
-	{"pod", "LoadBalancerIP", "masqueraded"},
-	{"pod", "ExternalIP", "masqueraded"},
-	{"remote pod", "ClusterIP", "kept"},
-	{"remote pod", "NodePort", "masqueraded"},
-	{"remote pod", "LoadBalancerIP", "masqueraded"},
-	{"remote pod", "ExternalIP", "masqueraded"},
-	{"node", "ClusterIP", "masqueraded"},
-	{"node", "NodePort", "masqueraded"},
-	{"node", "LoadBalancerIP", "masqueraded"},
-	{"node", "ExternalIP", "masqueraded"},
-	{"outside", "ClusterIP", "masqueraded"},
-	{"outside", "NodePort", "masqueraded"},
-	{"outside", "LoadBalancerIP", "masqueraded"},
-	{"outside", "ExternalIP", "masqueraded"},
+	{"pod", clusterIP, "C kept", "C kept", "L kept"},
+	{"pod", nodePort, "C masqueraded", "C kept", "C masqueraded"},
+	{"pod", loadBalancerIP, "C masqueraded", "C kept", "C masqueraded"},
+	{"pod", externalIP, "C masqueraded", "C kept", "C masqueraded"},
+
+	{"remote pod", clusterIP, "C kept", "C kept", "L kept"},
+	{"remote pod", nodePort, "C masqueraded", "C kept", "C masqueraded"},
+	{"remote pod", loadBalancerIP, "C masqueraded", "C kept", "C masqueraded"},
+	{"remote pod", externalIP, "C masqueraded", "C kept", "C masqueraded"},
+
+	{"node", clusterIP, "C masqueraded", "C masqueraded", "L masqueraded"},
+	{"node", nodePort, "C masqueraded", "C masqueraded", "C masqueraded"},
+	{"node", loadBalancerIP, "C masqueraded", "C masqueraded", "C masqueraded"},
+	{"node", externalIP, "C masqueraded", "C masqueraded", "C masqueraded"},
+
+	{"outside", clusterIP, "C masqueraded", "C masqueraded", "L masqueraded"},
+	{"outside", nodePort, "C masqueraded", "L kept", "C masqueraded"},
+	{"outside", loadBalancerIP, "C masqueraded", "L kept", "C masqueraded"},
+	{"outside", externalIP, "C masqueraded", "L kept", "C masqueraded"},
 }
 
-var (
-	webIPs   = map[string][2]string{"ClusterIP": {"10.96.0.10", "fd00:10:96::10"}, "LoadBalancerIP": {"172.18.0.200", "fd00:172:18:1::200"}, "ExternalIP": {"198.51.100.7", "2001:db8::7"}}
-	emptyIPs = map[string][2]string{"ClusterIP": {"10.96.0.11", "fd00:10:96::11"}, "LoadBalancerIP": {"172.18.0.201", "fd00:172:18:1::201"}, "ExternalIP": {"198.51.100.8", "2001:db8::8"}}
-)
-
-// nodeSource is a second address of node1, which it uses towards virtual addresses: what
-// is masqueraded has the first.
-var nodeSource = [2]netip.Prefix{netip.MustParsePrefix("172.18.0.61/24"), netip.MustParsePrefix("fd00:172:18::61/64")}
-
-// vips are where the virtual addresses are.
-var vips = []netip.Prefix{
-	netip.MustParsePrefix("10.96.0.0/16"), netip.MustParsePrefix("fd00:10:96::/112"),
-	netip.MustParsePrefix("172.18.0.200/30"), netip.MustParsePrefix("fd00:172:18:1::/112"),
-	netip.MustParsePrefix("198.51.100.0/24"), netip.MustParsePrefix("2001:db8::/112"),
-}
-
-// matrixWorld is the world of the matrix: web has endpoints on both nodes, empty none.
-type matrixWorld struct {
-	*world
-	clients  map[string]*netlab.Host
-	backends []*netlab.Host
-}
-
-func newMatrixWorld(t *testing.T) *matrixWorld {
-	w := newWorld(t, 2)
-	m := &matrixWorld{world: w, backends: []*netlab.Host{w.pod(t, 0, "web-1"), w.pod(t, 0, "web-2"), w.pod(t, 1, "web-3")}}
-	pod, err := w.nodes[0].AddPod("client-pod")
-	must(t, err)
-	remote, err := w.nodes[1].AddPod("remote-pod")
-	must(t, err)
-	m.clients = map[string]*netlab.Host{"pod": pod, "remote pod": remote, "node": &w.nodes[0].Host, "outside": w.client}
-	for _, a := range nodeSource {
-		must(t, w.nodes[0].AddAddr(a))
-	}
-	// Deprecated, so that it is the source only where a route says so.
-	if out, err := w.nodes[0].Output(t.Context(), "ip", "addr", "change", nodeSource[ipfamily.IPv6].String(), "dev", w.nodes[0].Link, "preferred_lft", "0"); err != nil {
-		t.Fatalf("%v: %s", err, out)
-	}
-	for _, prefix := range vips {
-		f := ipfamily.Of(prefix.Addr())
-		must(t, w.client.AddRoute(prefix, addrOf(&w.nodes[0].Host, f)))
-		out, err := w.nodes[0].Output(t.Context(), "ip", "route", "replace", prefix.String(),
-			"via", addrOf(w.lab.Gateway(), f).String(), "src", nodeSource[f].Addr().String())
-		if err != nil {
-			t.Fatalf("%v: %s", err, out)
+// each runs a test for every protocol and family.
+func each(t *testing.T, name string, run func(t *testing.T, ask request, f ipfamily.Family, refusal string)) {
+	t.Helper()
+	for _, p := range protocols {
+		for _, f := range ipfamily.All {
+			t.Run(fmt.Sprintf("%s/%s %s", name, p.name, f), func(t *testing.T) { run(t, p.ask, f, p.refusal) })
 		}
 	}
-	services := []svc{
-		service3("web", webIPs, 30080, hostAddrs(m.backends)),
-		service3("empty", emptyIPs, 30081, nil),
-	}
-	for i, n := range w.nodes {
-		w.on(t, i).apply(snapshot([]netip.Addr{n.IPv4, n.IPv6}, services...))
-	}
-	return m
 }
-
-func service3(name string, ips map[string][2]string, nodePort int32, endpoints []string) svc {
-	both := func(kind string) []string { return []string{ips[kind][0], ips[kind][1]} }
-	return svc{name: name, clusterIPs: both("ClusterIP"), lbIPs: both("LoadBalancerIP"), externals: both("ExternalIP"),
-		port: 80, target: 8080, nodePort: nodePort, endpoints: endpoints}
-}
-
-func hostAddrs(hosts []*netlab.Host) (out []string) {
-	for _, h := range hosts {
-		out = append(out, h.IPv4.String(), h.IPv6.String())
-	}
-	return out
-}
-
-// vip returns where a Service with ips is reached at.
-func (m *matrixWorld) vip(f ipfamily.Family, kind string, ips map[string][2]string, nodePort uint16) netip.AddrPort {
-	if kind == "NodePort" {
-		return netip.AddrPortFrom(addrOf(&m.nodes[0].Host, f), nodePort)
-	}
-	return netip.AddrPortFrom(netip.MustParseAddr(ips[kind][f]), 80)
-}
-
-func addrOf(h *netlab.Host, f ipfamily.Family) netip.Addr {
-	if f == ipfamily.IPv4 {
-		return h.IPv4
-	}
-	return h.IPv6
-}
-
-type request func(*netlab.Host, context.Context, netip.AddrPort) (string, netip.AddrPort, error)
-
-var requests = map[string]request{"TCP": (*netlab.Host).HTTP, "UDP": (*netlab.Host).UDP}
 
 func TestMatrix(t *testing.T) {
-	m := newMatrixWorld(t)
+	s := newScene(t, 2, byCIDRs)
+	web := []*netlab.Host{s.world.pod(t, 0, "web-1"), s.world.pod(t, 0, "web-2"), s.world.pod(t, 1, "web-3")}
+	s.apply(
+		numbered(1, web...),
+		numbered(2, web...).with(externalLocal),
+		numbered(3, web...).with(internalLocal),
+	)
 	for _, row := range matrix {
-		for proto, ask := range requests {
-			for _, f := range ipfamily.All {
-				t.Run(fmt.Sprintf("%s to %s %s %s", row.client, row.vip, proto, f), func(t *testing.T) {
-					client := m.clients[row.client]
-					m.wantAll(t, ask, client, m.vip(f, row.vip, webIPs, 30080), func(source netip.Addr) string {
-						through := &m.nodes[0].Host
-						if row.client == "remote pod" && row.vip != "NodePort" {
-							through = &m.nodes[1].Host
-						}
-						switch {
-						case source == addrOf(through, f):
-							return "masqueraded"
-						case source == addrOf(client, f), row.client == "node" && source == nodeSource[f].Addr():
-							return "kept"
-						default:
-							return source.String()
-						}
-					}, row.source)
-				})
+		for i, cell := range []string{1: row.byDefault, 2: row.externalLocal, 3: row.internalLocal} {
+			if i == 0 {
+				continue
 			}
-		}
-	}
-}
-
-// enough requests to meet each of three backends but for a chance of 1 in 10^17.
-const enough = 100
-
-// wantAll asks until every backend has answered.
-func (m *matrixWorld) wantAll(t *testing.T, ask request, client *netlab.Host, vip netip.AddrPort, see func(netip.Addr) string, want string) {
-	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), testTimeout)
-	defer cancel()
-	seen := map[string]bool{}
-	for range enough {
-		name, source, err := ask(client, ctx, vip)
-		if err != nil {
-			t.Fatalf("asking %s: %v", vip, err)
-		}
-		if got := see(source.Addr()); got != want {
-			t.Fatalf("%s saw source %s, want it %s", name, got, want)
-		}
-		if seen[name] = true; len(seen) == len(m.backends) {
-			return
-		}
-	}
-	t.Errorf("only %v answered at %s", slices.Sorted(maps.Keys(seen)), vip)
-}
-
-// TestRefuse shows that a Service without endpoints refuses at every address, and so
-// does another port of a ClusterIP: at once, not by silence.
-func TestRefuse(t *testing.T) {
-	m := newMatrixWorld(t)
-	for who, client := range m.clients {
-		for proto, ask := range requests {
-			for _, f := range ipfamily.All {
-				targets := map[string]netip.AddrPort{
-					"another port of a ClusterIP": netip.AddrPortFrom(m.vip(f, "ClusterIP", webIPs, 0).Addr(), 81),
-				}
-				for _, kind := range []string{"ClusterIP", "NodePort", "LoadBalancerIP", "ExternalIP"} {
-					targets[kind] = m.vip(f, kind, emptyIPs, 30081)
-				}
-				for what, vip := range targets {
-					if who == "remote pod" && strings.Contains(what, "NodePort") {
-						continue // node1 answers, and is asked from outside already
-					}
-					t.Run(fmt.Sprintf("%s to %s %s %s", who, what, proto, f), func(t *testing.T) {
-						ctx, cancel := context.WithTimeout(t.Context(), testTimeout)
-						defer cancel()
-						name, _, err := ask(client, ctx, vip)
-						if who == "node" && proto == "UDP" && errors.Is(err, syscall.EPERM) {
-							return // a sender on the node itself is told by the send that fails
-						}
-						if !errors.Is(err, syscall.ECONNREFUSED) {
-							t.Errorf("got %q, %v from %s, want connection refused", name, err, vip)
-						}
-					})
-				}
+			client := s.clients()[row.client]
+			set, source, _ := strings.Cut(cell, " ")
+			endpoints := web
+			switch {
+			case set == "L" && client == s.remote:
+				endpoints = web[2:]
+			case set == "L":
+				endpoints = web[:2]
 			}
+			policy := []string{1: "default", 2: "externalTrafficPolicy Local", 3: "internalTrafficPolicy Local"}[i]
+			each(t, fmt.Sprintf("%s to %s, %s", row.client, row.vip, policy), func(t *testing.T, ask request, f ipfamily.Family, _ string) {
+				s.want(t, ask, client, s.vip(f, client, row.vip, i), seenBy(source, endpoints...)...)
+			})
 		}
 	}
 }
 
-// TestHairpin shows that a pod can reach itself through its own Service.
+// nothingHere is what comes of Services that have no endpoints on the nodes that are
+// asked: "none" has none at all; the endpoint of "far" is on a third node. Both have both
+// policies Local; "none" is the same by default.
+var nothingHere = []struct {
+	client, vip string
+	none, far   string
+}{
+	{"pod", clusterIP, "refused", "silence"},
+	{"pod", nodePort, "refused", "far kept"},
+	{"pod", loadBalancerIP, "refused", "far kept"},
+	{"pod", externalIP, "refused", "far kept"},
+
+	{"remote pod", clusterIP, "refused", "silence"},
+	{"remote pod", nodePort, "refused", "far kept"},
+	{"remote pod", loadBalancerIP, "refused", "far kept"},
+	{"remote pod", externalIP, "refused", "far kept"},
+
+	{"node", clusterIP, "refused", "silence"},
+	{"node", nodePort, "refused", "far masqueraded"},
+	{"node", loadBalancerIP, "refused", "far masqueraded"},
+	{"node", externalIP, "refused", "far masqueraded"},
+
+	{"outside", clusterIP, "refused", "silence"},
+	{"outside", nodePort, "refused", "silence"},
+	{"outside", loadBalancerIP, "refused", "silence"},
+	{"outside", externalIP, "refused", "silence"},
+}
+
+// notServed is what comes of addresses that no Service has.
+var notServed = map[string]string{
+	"another port of a ClusterIP":                   "refused",
+	"an unassigned address in a ServiceCIDR":        "silence",
+	"a node port at an address that does not serve": "itself",
+}
+
+func TestNothingHere(t *testing.T) {
+	s := newScene(t, 3, byCIDRs)
+	far := s.world.pod(t, 2, "far")
+	s.apply(
+		numbered(1).with(externalLocal, internalLocal),
+		numbered(2, far).with(externalLocal, internalLocal),
+		numbered(3),
+	)
+	// What the node itself serves on the number of a node port.
+	itself, err := netlab.StartEcho(&s.nodes[0].Host, "itself", 30002)
+	must(t, err)
+	t.Cleanup(func() { must(t, itself.Close()) })
+
+	quiet := &quiet{t: t}
+	defer quiet.wait()
+	try := func(name string, client *netlab.Host, want string, vip func(ipfamily.Family) netip.AddrPort) {
+		each(t, name, func(t *testing.T, ask request, f ipfamily.Family, refusal string) {
+			switch want {
+			case "silence":
+				quiet.check(t.Name(), func() string { return s.outcome(ask, client, vip(f), silence) })
+			case "refused":
+				s.want(t, ask, client, vip(f), refusal)
+			case "itself": // what it sees of its own addresses is no matter of Services
+				if got := s.outcome(ask, client, vip(f), testTimeout); !strings.HasPrefix(got, "itself ") {
+					t.Errorf("%s, want the node itself", got)
+				}
+			default:
+				s.want(t, ask, client, vip(f), want)
+			}
+		})
+	}
+	for _, row := range nothingHere {
+		client := s.clients()[row.client]
+		for i, want := range []string{1: row.none, 2: row.far, 3: row.none} {
+			if i == 0 {
+				continue
+			}
+			what := []string{1: "no endpoints, both policies Local", 2: "endpoints elsewhere, both policies Local", 3: "no endpoints"}[i]
+			try(fmt.Sprintf("%s to %s, %s", row.client, row.vip, what), client, want,
+				func(f ipfamily.Family) netip.AddrPort { return s.vip(f, client, row.vip, i) })
+		}
+	}
+	for who, client := range s.clients() {
+		for what, want := range notServed {
+			try(who+" to "+what, client, want, func(f ipfamily.Family) netip.AddrPort {
+				switch what {
+				case "another port of a ClusterIP":
+					return netip.AddrPortFrom(vipOf(f, clusterIP, 2), 81)
+				case "an unassigned address in a ServiceCIDR":
+					return netip.AddrPortFrom(vipOf(f, clusterIP, 99), 80)
+				default:
+					return netip.AddrPortFrom(secondAddr[f].Addr(), 30002)
+				}
+			})
+		}
+	}
+}
+
+// quiet waits for silence in many places at once.
+type quiet struct {
+	t    testing.TB
+	asks sync.WaitGroup
+}
+
+func (q *quiet) check(name string, outcome func() string) {
+	q.asks.Go(func() {
+		if got := outcome(); got != "silence" {
+			q.t.Errorf("%s: %s, want silence", name, got)
+		}
+	})
+}
+
+func (q *quiet) wait() { q.asks.Wait() }
+
+// hostNetwork is what endpoints on the nodes' own addresses see: host-1 on node1, which
+// the packets pass, host-2 on node2. What is delivered on the node itself is not
+// masqueraded on its way in: it needs no way back through the node.
+var hostNetwork = []struct {
+	client, vip      string
+	byDefault, local []string // both policies Local
+}{
+	{"pod", clusterIP, []string{"host-1 kept", "host-2 kept"}, []string{"host-1 kept"}},
+	{"pod", nodePort, []string{"host-1 kept", "host-2 masqueraded"}, []string{"host-1 kept", "host-2 kept"}},
+	{"pod", loadBalancerIP, []string{"host-1 kept", "host-2 masqueraded"}, []string{"host-1 kept", "host-2 kept"}},
+	{"node", clusterIP, []string{"host-1 masqueraded", "host-2 masqueraded"}, []string{"host-1 masqueraded"}},
+	{"node", nodePort, []string{"host-1 masqueraded", "host-2 masqueraded"}, []string{"host-1 masqueraded", "host-2 masqueraded"}},
+	{"node", loadBalancerIP, []string{"host-1 masqueraded", "host-2 masqueraded"}, []string{"host-1 masqueraded", "host-2 masqueraded"}},
+	{"outside", clusterIP, []string{"host-1 kept", "host-2 masqueraded"}, []string{"host-1 kept"}},
+	{"outside", nodePort, []string{"host-1 kept", "host-2 masqueraded"}, []string{"host-1 kept"}},
+	{"outside", loadBalancerIP, []string{"host-1 kept", "host-2 masqueraded"}, []string{"host-1 kept"}},
+}
+
+func TestHostNetwork(t *testing.T) {
+	s := newScene(t, 2, byCIDRs)
+	var hosts []*netlab.Host
+	for i, n := range s.nodes {
+		echo, err := netlab.StartEcho(&n.Host, fmt.Sprint("host-", i+1), 8080)
+		must(t, err)
+		t.Cleanup(func() { must(t, echo.Close()) })
+		hosts = append(hosts, &n.Host)
+	}
+	s.apply(numbered(1, hosts...), numbered(2, hosts...).with(externalLocal, internalLocal))
+	for _, row := range hostNetwork {
+		client := s.clients()[row.client]
+		for i, want := range [][]string{1: row.byDefault, 2: row.local} {
+			if i == 0 {
+				continue
+			}
+			policy := []string{1: "default", 2: "both policies Local"}[i]
+			each(t, fmt.Sprintf("%s to %s, %s", row.client, row.vip, policy), func(t *testing.T, ask request, f ipfamily.Family, _ string) {
+				s.want(t, ask, client, s.vip(f, client, row.vip, i), want...)
+			})
+		}
+	}
+}
+
+// TestHairpin shows that a pod can reach itself through its own Service, at every address
+// and under every policy: masqueraded, or the answer would not come back the same way.
 func TestHairpin(t *testing.T) {
-	w := newWorld(t, 1)
-	pod := w.pod(t, 0, "alone")
-	w.on(t, 0).apply(snapshot(nil, service3("web", webIPs, 0, hostAddrs([]*netlab.Host{pod}))))
-	for proto, ask := range requests {
-		for _, f := range ipfamily.All {
-			for kind, ips := range webIPs {
-				t.Run(fmt.Sprintf("%s %s %s", kind, proto, f), func(t *testing.T) {
-					ctx, cancel := context.WithTimeout(t.Context(), testTimeout)
-					defer cancel()
-					name, source, err := ask(pod, ctx, netip.AddrPortFrom(netip.MustParseAddr(ips[f]), 80))
-					if err != nil || name != "alone" || source.Addr() == addrOf(pod, f) {
-						t.Errorf("got %q from %s, %v; want an answer to a masqueraded request", name, source, err)
-					}
-				})
+	s := newScene(t, 1, byCIDRs)
+	pod := s.world.pod(t, 0, "alone")
+	s.apply(numbered(1, pod), numbered(2, pod).with(externalLocal, internalLocal))
+	for i, policy := range []string{1: "default", 2: "both policies Local"} {
+		for _, kind := range vipKinds {
+			if i == 0 {
+				continue
 			}
+			each(t, fmt.Sprintf("%s, %s", kind, policy), func(t *testing.T, ask request, f ipfamily.Family, _ string) {
+				s.want(t, ask, pod, s.vip(f, pod, kind, i), "alone masqueraded")
+			})
 		}
 	}
 }

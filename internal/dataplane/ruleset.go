@@ -144,12 +144,3 @@ type Ruleset struct {
 	// Classes are those beside the ones that every table has from the start.
 	Classes persistent.Map[uint32, Class]
 }
-
-// elements returns about how many elements the kernel has of r.
-func (r Ruleset) elements() int {
-	n := r.Frontends.Len() + r.Members.Len() + r.Fences.Len()
-	for _, slots := range r.Slots.All() {
-		n += len(slots)
-	}
-	return n
-}

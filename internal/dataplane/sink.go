@@ -110,23 +110,38 @@ func (s *Sink) advance(snapshot *service.Snapshot) error {
 // load reads what is installed, takes over what it can, and brings it to snapshot. It
 // makes everything anew where that is cheaper, or the only way.
 func (s *Sink) load(snapshot *service.Snapshot) error {
-	anew := Compile(Program{}, snapshot)
-	if anew.Ruleset.elements() > readLimit {
-		return s.install(anew)
+	anew := func() error { return s.install(Compile(Program{}, snapshot)) }
+	if elements(snapshot) > readLimit {
+		return anew()
 	}
 	have, intact, err := s.read()
 	if err != nil {
 		return err
 	}
 	if !intact {
-		return s.install(anew)
+		return anew()
 	}
 	next := Compile(Adopt(have, snapshot), snapshot)
 	if err := s.write(Diff(have, next.Ruleset)); err != nil {
-		return s.install(anew) // it is not what it looked like
+		return anew() // it is not what it looked like
 	}
 	s.program, s.known = next, true
 	return nil
+}
+
+// elements returns about how many elements the rules of a Snapshot have.
+func elements(snapshot *service.Snapshot) (n int) {
+	for _, svc := range snapshot.Services.All() {
+		addrs := len(svc.ClusterIPs) + len(svc.ExternalIPs) + len(svc.LoadBalancerIPs)
+		n += len(svc.ClusterIPs)
+		for i := range svc.Ports {
+			n += addrs
+			for _, f := range ipfamily.All {
+				n += len(svc.Ports[i].Cluster[f])
+			}
+		}
+	}
+	return n
 }
 
 // Check finds out whether somebody else changed our tables since the last Apply or
@@ -148,7 +163,7 @@ func (s *Sink) Check(ctx context.Context) error {
 // repair compares everything with what was written, and edits what differs. Where
 // reading would take longer than making everything anew, it does that.
 func (s *Sink) repair() error {
-	if s.program.Ruleset.elements() > readLimit {
+	if elements(s.program.Snapshot) > readLimit {
 		return s.install(s.program)
 	}
 	have, intact, err := s.read()

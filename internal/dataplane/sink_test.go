@@ -306,7 +306,7 @@ func BenchmarkReadBack(b *testing.B) {
 
 // BenchmarkOneEndpoint is one endpoint that changes, from Snapshot to commit.
 func BenchmarkOneEndpoint(b *testing.B) {
-	for _, n := range []int{100, 1_000, 10_000} {
+	for _, n := range []int{100, 1_000, 10_000, 50_000} {
 		b.Run(fmt.Sprint(n), func(b *testing.B) {
 			w := newWorld(b, 1)
 			sink := w.on(b, 0)

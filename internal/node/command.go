@@ -103,7 +103,10 @@ func Run(ctx context.Context, cfg *v1alpha1.NodeConfiguration, restConfig *rest.
 	}
 	rules := announce(sink)
 	a := newAgent(node, rules, recorder, logger)
-	a.model.nodePortCIDRs = nodePortCIDRs(cfg.NodePortAddresses)
+	a.model.configure(cfg)
+	if cfg.Counters {
+		a.metrics.registry.MustRegister(a.counters)
+	}
 	if err := config.Serve(ctx, group, "healthz.bindAddress", cfg.Healthz.BindAddress, a.health.handler()); err != nil {
 		return err
 	}
@@ -141,7 +144,7 @@ func prefixes(cidrs []string) []netip.Prefix {
 	out := make([]netip.Prefix, 0, len(cidrs))
 	for _, c := range cidrs {
 		if p, err := netip.ParsePrefix(c); err == nil {
-			out = append(out, p)
+			out = append(out, p.Masked())
 		}
 	}
 	return out

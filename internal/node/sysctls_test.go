@@ -18,7 +18,9 @@ import (
 	"fairlead.dev/fairlead/api/config/v1alpha1"
 )
 
-func seconds(n int) metav1.Duration { return metav1.Duration{Duration: time.Duration(n) * time.Second} }
+func wholeSeconds(n int) metav1.Duration {
+	return metav1.Duration{Duration: time.Duration(n) * time.Second}
+}
 
 func TestWantConntrack(t *testing.T) {
 	for name, tc := range map[string]struct {
@@ -38,8 +40,8 @@ func TestWantConntrack(t *testing.T) {
 		"Min alone": {cfg: v1alpha1.Conntrack{Min: 131072}, cores: 64,
 			want: []setting{{conntrackMax, 131072}, {conntrackBuckets, 32768}}},
 		"timeouts and liberality": {
-			cfg: v1alpha1.Conntrack{TCPEstablishedTimeout: seconds(86400), TCPCloseWaitTimeout: seconds(3600), TCPBeLiberal: true,
-				UDPTimeout: seconds(60), UDPStreamTimeout: seconds(300)},
+			cfg: v1alpha1.Conntrack{TCPEstablishedTimeout: wholeSeconds(86400), TCPCloseWaitTimeout: wholeSeconds(3600), TCPBeLiberal: true,
+				UDPTimeout: wholeSeconds(60), UDPStreamTimeout: wholeSeconds(300)},
 			want: []setting{{conntrackEstablished, 86400}, {conntrackCloseWait, 3600}, {conntrackBeLiberal, 1},
 				{conntrackUDP, 60}, {conntrackUDPStream, 300}}},
 	} {
@@ -92,8 +94,8 @@ func TestTuneConntrack(t *testing.T) {
 	var log strings.Builder
 	logger := funcr.New(func(_, args string) { log.WriteString(args + "\n") }, funcr.Options{})
 	missing := tuneConntrack(v1alpha1.Conntrack{
-		Min: int32(max + 1), TCPEstablishedTimeout: seconds(established - 1), TCPCloseWaitTimeout: seconds(3600), TCPBeLiberal: true,
-		UDPTimeout: seconds(78), UDPStreamTimeout: seconds(value(conntrackUDPStream)),
+		Min: int32(max + 1), TCPEstablishedTimeout: wholeSeconds(established - 1), TCPCloseWaitTimeout: wholeSeconds(3600), TCPBeLiberal: true,
+		UDPTimeout: wholeSeconds(78), UDPStreamTimeout: wholeSeconds(value(conntrackUDPStream)),
 	}, dir, 1, logger)
 	if missing {
 		t.Error("settings are missing")

@@ -21,11 +21,11 @@ func TestMapBehavesLikeAMap(t *testing.T) {
 			want map[int]int
 		}
 		versions := []version{{want: map[int]int{}}}
-		key := rapid.IntRange(0, 50)
+		key := rapid.IntRange(0, rapid.SampledFrom([]int{5, 50, 5_000}).Draw(t, "keys"))
 		for range rapid.IntRange(1, 6).Draw(t, "edits") {
 			from := versions[len(versions)-1]
 			want, edit := maps.Clone(from.want), from.got.Edit()
-			for range rapid.IntRange(0, 20).Draw(t, "changes") {
+			for range rapid.SampledFrom([]int{0, 3, 20, 200}).Draw(t, "changes") {
 				k := key.Draw(t, "key")
 				if rapid.Bool().Draw(t, "delete") {
 					delete(want, k)

@@ -218,7 +218,7 @@ func (f *field) coldStart(b testing.TB, process *cluster.Process, p peer, site *
 				b.Fatalf("%s ended", p.name)
 			}
 			if ctx.Err() != nil {
-				b.Logf("%s: no rules after %s", p.name, bound)
+				b.Logf("%s: no rules after %s; it said:\n%s", p.name, bound, process.Output)
 				return false
 			}
 		}

@@ -3,6 +3,7 @@ package netlab
 import (
 	"errors"
 	"fmt"
+	"strings"
 	"syscall"
 
 	"golang.org/x/sys/unix"
@@ -20,26 +21,41 @@ type refusals struct {
 // watched is a duplicate of a socket, since a dialer closes those that fail.
 type watched struct{ fd, level, option int }
 
-// watch makes the kernel keep the ICMP messages for a socket (IP_RECVERR in ip(7)).
-func (r *refusals) watch(network, _ string, conn syscall.RawConn) error {
+// watch keeps the messages for a socket of TCP.
+func (r *refusals) watch(network, address string, conn syscall.RawConn) error {
 	if network != "tcp4" && network != "tcp6" {
 		return nil
 	}
+	if err := keepErrors(network, address, conn); err != nil {
+		return err
+	}
 	var failed error
 	err := conn.Control(func(fd uintptr) {
-		level, option := unix.SOL_IP, unix.IP_RECVERR
-		if network == "tcp6" {
-			level, option = unix.SOL_IPV6, unix.IPV6_RECVERR
-		}
-		if failed = unix.SetsockoptInt(int(fd), level, option, 1); failed != nil {
-			return
-		}
-		duplicate, err := unix.FcntlInt(fd, unix.F_DUPFD_CLOEXEC, 0)
-		if failed = err; err == nil {
-			r.sockets = append(r.sockets, watched{duplicate, level, option})
+		var s watched
+		s.level, s.option = errorOption(network)
+		if s.fd, failed = unix.FcntlInt(fd, unix.F_DUPFD_CLOEXEC, 0); failed == nil {
+			r.sockets = append(r.sockets, s)
 		}
 	})
 	return errors.Join(err, failed)
+}
+
+// keepErrors makes the kernel keep the ICMP messages for a socket (IP_RECVERR in ip(7)).
+func keepErrors(network, _ string, conn syscall.RawConn) error {
+	var failed error
+	err := conn.Control(func(fd uintptr) {
+		level, option := errorOption(network)
+		failed = unix.SetsockoptInt(int(fd), level, option, 1)
+	})
+	return errors.Join(err, failed)
+}
+
+// errorOption returns the level and the name of the option, by a network of net.Dialer.
+func errorOption(network string) (level, option int) {
+	if network == "tcp6" || strings.HasPrefix(network, "ip6") {
+		return unix.SOL_IPV6, unix.IPV6_RECVERR
+	}
+	return unix.SOL_IP, unix.IP_RECVERR
 }
 
 // explain adds ErrICMP to the error of dialing where that was the way.

@@ -11,6 +11,8 @@ import (
 	"sync/atomic"
 	"syscall"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // Many kernels track and translate SCTP, and few have sockets for it. What is needed of
@@ -97,7 +99,7 @@ func parseSCTP(b []byte) (p sctpPacket, ok bool, err error) {
 func (h *Host) SCTP(ctx context.Context, addr netip.AddrPort) (name string, source netip.AddrPort, err error) {
 	var conn *net.IPConn
 	err = h.Do(func() error {
-		dialed, err := new(net.Dialer).DialContext(ctx, "ip:"+sctpProtocol, addr.Addr().String())
+		dialed, err := (&net.Dialer{Control: keepErrors}).DialContext(ctx, "ip:"+sctpProtocol, addr.Addr().String())
 		if err == nil {
 			conn = dialed.(*net.IPConn)
 		}
@@ -121,14 +123,24 @@ func (h *Host) SCTP(ctx context.Context, addr netip.AddrPort) (name string, sour
 
 // ask sends the INIT p and waits for its INIT ACK.
 func (p sctpPacket) ask(conn *net.IPConn) ([]byte, error) {
-	if _, err := conn.Write(p.marshal()); err != nil && !errors.Is(err, syscall.EPERM) { // see Host.UDP
-		return nil, err
+	// What is to be sent fails for what came in before it.
+	for {
+		_, err := conn.Write(p.marshal())
+		if err == nil || errors.Is(err, syscall.EPERM) { // see Host.UDP
+			break
+		}
+		if err = p.refusal(conn, err); err != nil {
+			return nil, err
+		}
 	}
 	var b [maxReply]byte
 	for {
 		n, _, err := conn.ReadFromIP(b[:])
 		if err != nil {
-			return nil, err
+			if err = p.refusal(conn, err); err != nil {
+				return nil, err
+			}
+			continue
 		}
 		reply, ok, err := parseSCTP(b[:n])
 		if !ok || reply.chunk != sctpInitAck || reply.destination != p.source || reply.source != p.destination {
@@ -139,6 +151,38 @@ func (p sctpPacket) ask(conn *net.IPConn) ([]byte, error) {
 		}
 		return reply.cookie, err
 	}
+}
+
+// refusal returns what the error of a raw socket means for p, nil where it was about
+// packets of others: ICMP finds raw sockets by addresses alone.
+func (p sctpPacket) refusal(conn *net.IPConn, err error) error {
+	if !errors.As(err, new(syscall.Errno)) {
+		return err // closed, or the time is over
+	}
+	raw, rawErr := conn.SyscallConn()
+	if rawErr != nil {
+		return rawErr
+	}
+	var mine error
+	rawErr = raw.Control(func(fd uintptr) {
+		var quoted, control [maxReply]byte
+		for {
+			n, controlLen, _, _, err := unix.Recvmsg(int(fd), quoted[:], control[:], unix.MSG_ERRQUEUE|unix.MSG_DONTWAIT)
+			if err != nil {
+				return
+			}
+			messages, err := unix.ParseSocketControlMessage(control[:controlLen])
+			if err != nil || n < 2 || binary.BigEndian.Uint16(quoted[:]) != p.source {
+				continue
+			}
+			for _, m := range messages {
+				if len(m.Data) >= 4 { // struct sock_extended_err begins with the number
+					mine = syscall.Errno(binary.NativeEndian.Uint32(m.Data))
+				}
+			}
+		}
+	})
+	return errors.Join(mine, rawErr)
 }
 
 // listenSCTP opens a raw socket for all SCTP of one family, "4" or "6", of the host.
