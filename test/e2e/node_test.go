@@ -30,7 +30,7 @@ type nodeWorld struct {
 }
 
 func newNodeWorld(t *testing.T) *nodeWorld {
-	c := cluster.New(t)
+	c := cluster.Share(t)
 	w := &nodeWorld{Cluster: c, node: c.AddNode(t, "node1")}
 	pod, err := w.node.AddPod("web-1")
 	must(t, err)
@@ -162,12 +162,13 @@ func TestNodeWithoutRights(t *testing.T) {
 
 	w.Kubeconfig = w.KubeconfigOf(t, envtest.User{Name: "nobody"})
 	agent = w.run(t, "--node-name", "node1")
-	for _, resource := range []string{"services", "endpointslices", "nodes"} {
+	resources := []string{"services", "endpointslices", "nodes", "servicecidrs"}
+	for _, resource := range resources {
 		agent.Says(`is forbidden: User \"nobody\" cannot watch resource \"` + resource + `\"`)
 	}
 	must(t, w.ask(&w.node.Host, w.vip))
 	agent.Stop(syscall.SIGTERM)
-	if lines := strings.Count(strings.TrimSpace(agent.Output.String()), "\n") + 1; lines != 3 {
+	if lines := strings.Count(strings.TrimSpace(agent.Output.String()), "\n") + 1; lines != len(resources) {
 		t.Errorf("%d lines, want one for each resource:\n%s", lines, agent.Output)
 	}
 }
