@@ -113,6 +113,7 @@ func Run(ctx context.Context, cfg *v1alpha1.NodeConfiguration, restConfig *rest.
 	if err := config.Serve(ctx, group, "metrics.bindAddress", cfg.Metrics.BindAddress, a.metrics.handler()); err != nil {
 		return err
 	}
+	begun.tuneAgain = begun.tune()
 	group.Go(func() error {
 		begun.settle(ctx, rules.written)
 		return nil

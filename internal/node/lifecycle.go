@@ -32,9 +32,10 @@ type begun struct {
 	remove    func(context.Context) (kubeproxy.Report, error)
 }
 
-// prepare is what comes before the first port is opened and the first rule written: it
-// waits until no other agent runs here, refuses to start beside a kube-proxy, and tunes
-// the kernel. It returns ctx's error when that ends first. The caller unlocks at the end.
+// prepare is what comes before the first port is opened: it waits until no other agent
+// runs here, and refuses to start beside a kube-proxy. It returns ctx's error when that
+// ends first. The caller tunes the kernel once all ports are open, since an agent that
+// cannot run should not have touched it, and unlocks at the end.
 func prepare(ctx context.Context, cfg *v1alpha1.NodeConfiguration, logger logr.Logger) (*begun, error) {
 	unlock, err := takeLock(ctx, logger)
 	if err != nil {
@@ -56,7 +57,7 @@ func prepare(ctx context.Context, cfg *v1alpha1.NodeConfiguration, logger logr.L
 	tune := func() bool { return tuneConntrack(cfg.Conntrack, sysctlDir(), processors(), logger) }
 	return &begun{
 		cfg: cfg, clock: clock.RealClock{}, logger: logger, unlock: unlock,
-		beside: beside, tuneAgain: tune(), tune: tune, remove: kubeproxy.Remove,
+		beside: beside, tune: tune, remove: kubeproxy.Remove,
 	}, nil
 }
 
