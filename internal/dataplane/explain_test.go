@@ -21,9 +21,6 @@ import (
 	"fairlead.dev/fairlead/test/netlab"
 )
 
-// silence is for how long nothing has to come back where packets are dropped.
-const silence = 150 * time.Millisecond
-
 // explainWorld has Services of all policies on node1, with one endpoint there and two
 // on node2.
 type explainWorld struct {
@@ -42,7 +39,7 @@ func newExplainWorld(t *testing.T) *explainWorld {
 	client, err := w.nodes[0].AddPod("client-pod")
 	must(t, err)
 	e.clients = map[dataplane.Sender]*netlab.Host{dataplane.Pods: client, dataplane.ThisNode: &w.nodes[0].Host, dataplane.Elsewhere: w.client}
-	for _, prefix := range vips {
+	for _, prefix := range vipPrefixes {
 		must(t, w.client.AddRoute(prefix, addrOf(&w.nodes[0].Host, ipfamily.Of(prefix.Addr()))))
 	}
 	snap := &service.Snapshot{PodCIDRs: podCIDRs, ServiceCIDRs: prefixes("10.96.0.0/16", "fd00:10:96::/112")}
