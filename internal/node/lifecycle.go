@@ -57,20 +57,18 @@ func prepare(ctx context.Context, cfg *v1alpha1.NodeConfiguration, logger logr.L
 	}, nil
 }
 
-// announced are rules that tell of their first write.
-type announced struct {
+// firstWrite are rules that tell of their first write, by closing done.
+type firstWrite struct {
 	rules
-	once    sync.Once
-	written chan struct{}
+	once sync.Once
+	done chan struct{}
 }
 
-func announce(r rules) *announced { return &announced{rules: r, written: make(chan struct{})} }
-
 // Apply is that of rules.
-func (a *announced) Apply(ctx context.Context, s *service.Snapshot) error {
-	err := a.rules.Apply(ctx, s)
+func (f *firstWrite) Apply(ctx context.Context, s *service.Snapshot) error {
+	err := f.rules.Apply(ctx, s)
 	if err == nil {
-		a.once.Do(func() { close(a.written) })
+		f.once.Do(func() { close(f.done) })
 	}
 	return err
 }

@@ -46,9 +46,9 @@ func TestSettle(t *testing.T) {
 						return kubeproxy.Report{Removed: []string{"link kube-ipvs0"}, Kept: []string{"chain X"}}, tc.errs[removals-1]
 					},
 				}
-				r := announce(&recorder{failing: true})
+				r := &firstWrite{rules: &recorder{failing: true}, done: make(chan struct{})}
 				done := make(chan struct{})
-				go func() { b.settle(t.Context(), r.written); close(done) }()
+				go func() { b.settle(t.Context(), r.done); close(done) }()
 				if err := r.Apply(t.Context(), &service.Snapshot{}); err == nil {
 					t.Fatal("the write worked")
 				}
