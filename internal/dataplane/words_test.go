@@ -376,3 +376,21 @@ ADDRESS                 KIND                                           ENDPOINTS
 		t.Errorf("(-want +got):\n%s", diff)
 	}
 }
+
+// TestWordsOfCounters: what was counted is said of frontends, where there is counting.
+func TestWordsOfCounters(t *testing.T) {
+	in := installed(dataplane.Config{Counters: true}, web(nil))
+	at := netip.MustParseAddrPort("172.18.0.11:30080")
+	in.Counts = map[dataplane.Frontend]dataplane.Count{dataplane.FrontendOf(at, service.TCP): {Connections: 1, Packets: 20, Bytes: 3000}}
+	for at, want := range map[string]string{
+		"172.18.0.11:30080": "  counted: 1 connection, 20 packets, 3000 bytes\n",
+		"10.96.0.10:80":     "  counted: 0 connections, 0 packets, 0 bytes\n",
+	} {
+		if got := in.Explain(netip.MustParseAddrPort(at), service.TCP).Text(nil); !strings.Contains(got, want) {
+			t.Errorf("no %q in:\n%s", want, got)
+		}
+	}
+	if got := in.Explain(netip.MustParseAddrPort("10.96.0.10:81"), service.TCP).Text(nil); strings.Contains(got, "counted") {
+		t.Errorf("a port that nobody counts is counted:\n%s", got)
+	}
+}
