@@ -53,6 +53,7 @@ func Command() *cobra.Command {
 	cmd.Flags().StringVar(&clean, "cleanup", "",
 		"instead of running, remove `rules`: fairlead's own (fairlead), those that a kube-proxy left (kube-proxy), or both (all)")
 	cmd.Flags().Lookup("cleanup").NoOptDefVal = cleanupOwn
+	cmd.AddCommand(rulesCommand())
 	return cmd
 }
 
