@@ -165,6 +165,16 @@ func (in Installed) All() []Explanation {
 	return slices.CompactFunc(out, func(a, b Explanation) bool { return compare(a, b) == 0 })
 }
 
+// NodePortAddrs returns the addresses that serve node ports, in order.
+func (in Installed) NodePortAddrs() (out []netip.Addr) {
+	for _, ranges := range in.members(nodeAddrSet) {
+		for _, r := range ranges {
+			out = append(out, r.Addr())
+		}
+	}
+	return out
+}
+
 type explainer struct {
 	in Installed
 	Explanation

@@ -21,8 +21,8 @@ import (
 	"fairlead.dev/fairlead/test/netlab"
 )
 
-// silence is for how long nothing has to come back where packets are dropped.
-const silence = 150 * time.Millisecond
+// explained are the ranges of the addresses of Services that are explained.
+var explained = prefixes("10.96.0.0/16", "fd00:10:96::/112", "198.51.100.0/24", "2001:db8::/112")
 
 // explainWorld has Services of all policies on node1, with one endpoint there and two
 // on node2.
@@ -42,7 +42,7 @@ func newExplainWorld(t *testing.T) *explainWorld {
 	client, err := w.nodes[0].AddPod("client-pod")
 	must(t, err)
 	e.clients = map[dataplane.Sender]*netlab.Host{dataplane.Pods: client, dataplane.ThisNode: &w.nodes[0].Host, dataplane.Elsewhere: w.client}
-	for _, prefix := range vips {
+	for _, prefix := range explained {
 		must(t, w.client.AddRoute(prefix, addrOf(&w.nodes[0].Host, ipfamily.Of(prefix.Addr()))))
 	}
 	snap := &service.Snapshot{PodCIDRs: podCIDRs, ServiceCIDRs: prefixes("10.96.0.0/16", "fd00:10:96::/112")}

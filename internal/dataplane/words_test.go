@@ -57,8 +57,6 @@ func web(edit func(*service.Service)) *service.Service {
 	return out
 }
 
-var byCIDR = dataplane.Config{Local: dataplane.LocalTraffic{CIDRs: true}}
-
 func TestWords(t *testing.T) {
 	lbIP := func(s *service.Service) { s.LoadBalancerIPs = addrs("172.18.0.200") }
 	for name, tc := range map[string]struct {
@@ -68,7 +66,7 @@ func TestWords(t *testing.T) {
 		protocol service.Protocol
 		want     string
 	}{
-		"a ClusterIP": {cfg: byCIDR, at: "10.96.0.10:80", protocol: service.TCP, want: `
+		"a ClusterIP": {cfg: byCIDRs, at: "10.96.0.10:80", protocol: service.TCP, want: `
 10.96.0.10:80/TCP: ClusterIP
   from pods (source in 10.244.0.0/16): to one of 3 endpoints, at random, source kept
       chains prerouting > cluster > dispatch > random_3
@@ -84,7 +82,7 @@ func TestWords(t *testing.T) {
       map cluster_ports has 10.96.0.10 . tcp . 80 : 0:4003, leads to chain random_3
       map endpoints has 0:4000 . 0x00000000 : 10.244.1.2 . 8080
 `},
-		"a ClusterIP of IPv6 with one endpoint": {cfg: byCIDR, at: "[fd00:10:96::a]:80", protocol: service.TCP, want: `
+		"a ClusterIP of IPv6 with one endpoint": {cfg: byCIDRs, at: "[fd00:10:96::a]:80", protocol: service.TCP, want: `
 [fd00:10:96::a]:80/TCP: ClusterIP
   from pods (source in fd00:10:244::/48): to the one endpoint, source kept
       chains prerouting > cluster > dispatch > random_1
@@ -98,7 +96,7 @@ func TestWords(t *testing.T) {
       map cluster_ports has fd00:10:96::a . tcp . 80 : 0:4001, leads to chain random_1
       map endpoints has 0:4000 . 0x00000000 : fd00:10:244:1::2 . 8080
 `},
-		"masqueradeAll": {cfg: dataplane.Config{Local: byCIDR.Local, MasqueradeAll: true}, at: "10.96.0.10:80", protocol: service.TCP, want: `
+		"masqueradeAll": {cfg: dataplane.Config{Local: byCIDRs.Local, MasqueradeAll: true}, at: "10.96.0.10:80", protocol: service.TCP, want: `
 10.96.0.10:80/TCP: ClusterIP
   from pods and elsewhere: to one of 3 endpoints, at random, masqueraded
       chains prerouting > cluster > masquerade > dispatch > random_3
@@ -163,7 +161,7 @@ func TestWords(t *testing.T) {
 				s.Scheduler = service.RoundRobin
 				s.Ports[0].Cluster[ipfamily.IPv4][1].Weight = 2
 			}},
-		"maglev": {cfg: byCIDR, at: "10.96.0.10:80", protocol: service.TCP, want: `
+		"maglev": {cfg: byCIDRs, at: "10.96.0.10:80", protocol: service.TCP, want: `
 10.96.0.10:80/TCP: ClusterIP
   from pods (source in 10.244.0.0/16): to one of 3 endpoints, by a hash of the client's address, source kept
       chains prerouting > cluster > dispatch > hash_1021
@@ -180,7 +178,7 @@ func TestWords(t *testing.T) {
       map endpoints has 0:4000 . 0x00000000 : 10.244.1.2 . 8080
 `,
 			edit: func(s *service.Service) { s.Scheduler = service.Maglev }},
-		"no endpoints": {cfg: byCIDR, at: "10.96.0.10:80", protocol: service.UDP, want: `
+		"no endpoints": {cfg: byCIDRs, at: "10.96.0.10:80", protocol: service.UDP, want: `
 10.96.0.10:80/UDP: ClusterIP
   from pods (source in 10.244.0.0/16): refused with ICMP port unreachable: there are no endpoints
       chains prerouting > cluster > dispatch > refuse
@@ -194,7 +192,7 @@ func TestWords(t *testing.T) {
 			edit: func(s *service.Service) {
 				s.Ports[0].Protocol, s.Ports[0].Cluster, s.Ports[0].Local = service.UDP, service.Backends{}, service.Backends{}
 			}},
-		"an LB IP": {cfg: byCIDR, at: "172.18.0.200:80", protocol: service.TCP, want: `
+		"an LB IP": {cfg: byCIDRs, at: "172.18.0.200:80", protocol: service.TCP, want: `
 172.18.0.200:80/TCP: LoadBalancer or external IP
   from pods and elsewhere: to one of 3 endpoints, at random, masqueraded
       chains prerouting > external > masquerade > dispatch > random_3
@@ -208,7 +206,7 @@ func TestWords(t *testing.T) {
       map external_ports has 172.18.0.200 . tcp . 80 : 0:4003, leads to chain random_3
       map endpoints has 0:4000 . 0x00000000 : 10.244.1.2 . 8080
 `, edit: lbIP},
-		"an LB IP of policy Local with source ranges": {cfg: byCIDR, at: "172.18.0.200:80", protocol: service.TCP, want: `
+		"an LB IP of policy Local with source ranges": {cfg: byCIDRs, at: "172.18.0.200:80", protocol: service.TCP, want: `
 172.18.0.200:80/TCP: LoadBalancer or external IP
   from pods (source in 10.244.0.0/16): to one of 3 endpoints, at random, source kept; dropped where the source is not in 192.0.2.7/32, 198.51.100.0/24
       chains prerouting > external > external_local > dispatch > random_3
@@ -236,7 +234,7 @@ func TestWords(t *testing.T) {
 				lbIP(s)
 				s.ExternalLocal, s.SourceRanges = true, prefixes("198.51.100.0/24", "192.0.2.7/32")
 			}},
-		"an LB IP with source ranges that this node is in": {cfg: byCIDR, at: "172.18.0.200:80", protocol: service.TCP, want: `
+		"an LB IP with source ranges that this node is in": {cfg: byCIDRs, at: "172.18.0.200:80", protocol: service.TCP, want: `
 172.18.0.200:80/TCP: LoadBalancer or external IP
   from pods and elsewhere: to one of 3 endpoints, at random, masqueraded; dropped where the source is not in 172.18.0.0/16
       chains prerouting > external > masquerade > dispatch > random_3
@@ -256,7 +254,7 @@ func TestWords(t *testing.T) {
 				lbIP(s)
 				s.SourceRanges = prefixes("172.18.0.0/16")
 			}},
-		"an LB IP with source ranges of the other family": {cfg: byCIDR, at: "172.18.0.200:80", protocol: service.TCP, want: `
+		"an LB IP with source ranges of the other family": {cfg: byCIDRs, at: "172.18.0.200:80", protocol: service.TCP, want: `
 172.18.0.200:80/TCP: LoadBalancer or external IP
   from pods and elsewhere: dropped: the source ranges have none of IPv4
       chains prerouting > external
@@ -271,7 +269,7 @@ func TestWords(t *testing.T) {
 				lbIP(s)
 				s.SourceRanges = prefixes("2001:db8::/32")
 			}},
-		"a node port of policy Local without endpoints here": {cfg: byCIDR, at: "172.18.0.11:30080", protocol: service.TCP, want: `
+		"a node port of policy Local without endpoints here": {cfg: byCIDRs, at: "172.18.0.11:30080", protocol: service.TCP, want: `
 172.18.0.11:30080/TCP: node port
   from pods (source in 10.244.0.0/16): to one of 3 endpoints, at random, source kept
       chains prerouting > node_port > node_port_local > dispatch > random_3
@@ -310,33 +308,33 @@ func TestWords(t *testing.T) {
       map endpoints has 0:4000 . 0x00000000 : 10.244.1.2 . 8080
 `,
 			edit: func(s *service.Service) { s.ExternalLocal = true }},
-		"another port of a ClusterIP": {cfg: byCIDR, at: "10.96.0.10:81", want: `
+		"another port of a ClusterIP": {cfg: byCIDRs, at: "10.96.0.10:81", want: `
 10.96.0.10:81: another port of a ClusterIP
   from everyone: refused with a TCP RST or ICMP port unreachable: the ClusterIP has no such port
       chains prerouting or output > refuse
   in table ip fairlead:
       set cluster_ips has 10.96.0.10, leads to chain refuse
 `},
-		"another protocol of a ClusterIP": {cfg: byCIDR, at: "[fd00:10:96::a]:80", protocol: service.UDP, want: `
+		"another protocol of a ClusterIP": {cfg: byCIDRs, at: "[fd00:10:96::a]:80", protocol: service.UDP, want: `
 [fd00:10:96::a]:80/UDP: another port of a ClusterIP
   from everyone: refused with ICMPv6 port unreachable: the ClusterIP has no such port
       chains prerouting or output > refuse
   in table ip6 fairlead:
       set cluster_ips has fd00:10:96::a, leads to chain refuse
 `},
-		"nobody's address in a ServiceCIDR": {cfg: byCIDR, at: "10.96.0.99:80", protocol: service.TCP, want: `
+		"nobody's address in a ServiceCIDR": {cfg: byCIDRs, at: "10.96.0.99:80", protocol: service.TCP, want: `
 10.96.0.99:80/TCP: unassigned address of a ServiceCIDR
   from everyone: dropped: no Service has this address
       chains prerouting or output
   in table ip fairlead:
       set service_cidrs has 10.96.0.0/16
 `},
-		"an address that no rule is about": {cfg: byCIDR, at: "192.0.2.1:80", want: `
+		"an address that no rule is about": {cfg: byCIDRs, at: "192.0.2.1:80", want: `
 192.0.2.1:80: no address of a Service
   from everyone: untouched: no rule is about this address and port
       chains prerouting or output
 `},
-		"a node port on another node's address": {cfg: byCIDR, at: "172.18.0.12:30080", protocol: service.TCP, want: `
+		"a node port on another node's address": {cfg: byCIDRs, at: "172.18.0.12:30080", protocol: service.TCP, want: `
 172.18.0.12:30080/TCP: no address of a Service
   from everyone: untouched: no rule is about this address and port
       chains prerouting or output
@@ -353,7 +351,7 @@ func TestWords(t *testing.T) {
 }
 
 func TestTable(t *testing.T) {
-	in := installed(byCIDR, web(nil),
+	in := installed(byCIDRs, web(nil),
 		&service.Service{
 			Name: types.NamespacedName{Namespace: "default", Name: "shop"}, ClusterIPs: addrs("10.96.0.9"), LoadBalancerIPs: addrs("172.18.0.200"),
 			ExternalLocal: true, InternalLocal: true, Affinity: time.Minute, SourceRanges: prefixes("192.0.2.0/24"),
@@ -376,5 +374,23 @@ ADDRESS                 KIND                                           ENDPOINTS
 `
 	if diff := cmp.Diff(strings.TrimPrefix(want, "\n"), dataplane.Table(in.All())); diff != "" {
 		t.Errorf("(-want +got):\n%s", diff)
+	}
+}
+
+// TestWordsOfCounters: what was counted is said of frontends, where there is counting.
+func TestWordsOfCounters(t *testing.T) {
+	in := installed(dataplane.Config{Counters: true}, web(nil))
+	at := netip.MustParseAddrPort("172.18.0.11:30080")
+	in.Counts = map[dataplane.Frontend]dataplane.Count{dataplane.FrontendOf(at, service.TCP): {Connections: 1, Packets: 20, Bytes: 3000}}
+	for at, want := range map[string]string{
+		"172.18.0.11:30080": "  counted: 1 connection, 20 packets, 3000 bytes\n",
+		"10.96.0.10:80":     "  counted: 0 connections, 0 packets, 0 bytes\n",
+	} {
+		if got := in.Explain(netip.MustParseAddrPort(at), service.TCP).Text(nil); !strings.Contains(got, want) {
+			t.Errorf("no %q in:\n%s", want, got)
+		}
+	}
+	if got := in.Explain(netip.MustParseAddrPort("10.96.0.10:81"), service.TCP).Text(nil); strings.Contains(got, "counted") {
+		t.Errorf("a port that nobody counts is counted:\n%s", got)
 	}
 }
