@@ -199,14 +199,22 @@ func (c *Cluster) AddNode(t testing.TB, name string) *netlab.Node {
 // port 8080 of addrs, and returns its ClusterIP and node port.
 func (c *Cluster) AddService(t testing.TB, name string, addrs ...string) (clusterIP string, nodePort int32) {
 	t.Helper()
-	svc, err := c.Client.CoreV1().Services("default").Create(t.Context(), &corev1.Service{
+	svc, err := c.TryAddService(t.Context(), name, addrs...)
+	must(t, err)
+	return svc.Spec.ClusterIP, svc.Spec.Ports[0].NodePort
+}
+
+// TryAddService is AddService from any goroutine.
+func (c *Cluster) TryAddService(ctx context.Context, name string, addrs ...string) (*corev1.Service, error) {
+	svc, err := c.Client.CoreV1().Services("default").Create(ctx, &corev1.Service{
 		ObjectMeta: metav1.ObjectMeta{Name: name},
 		Spec:       corev1.ServiceSpec{Type: corev1.ServiceTypeNodePort, Ports: []corev1.ServicePort{{Port: 80}}},
 	}, metav1.CreateOptions{})
-	must(t, err)
-	_, err = c.Client.DiscoveryV1().EndpointSlices("default").Create(t.Context(), Slice(name, addrs), metav1.CreateOptions{})
-	must(t, err)
-	return svc.Spec.ClusterIP, svc.Spec.Ports[0].NodePort
+	if err != nil {
+		return nil, err
+	}
+	_, err = c.Client.DiscoveryV1().EndpointSlices("default").Create(ctx, Slice(name, addrs), metav1.CreateOptions{})
+	return svc, err
 }
 
 // Slice is the one slice of a Service made by AddService.
@@ -243,6 +251,12 @@ func must(t testing.TB, err error) {
 
 // PID returns the process id, in the world's own count.
 func (p *Process) PID() int { return p.cmd.Process.Pid }
+
+// Signal sends the signal, and does not wait for what it does.
+func (p *Process) Signal(signal syscall.Signal) error { return p.cmd.Process.Signal(signal) }
+
+// Ended is closed when it has ended.
+func (p *Process) Ended() <-chan struct{} { return p.ended }
 
 // Running says whether it has not ended.
 func (p *Process) Running() bool {

@@ -8,7 +8,10 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
+	"strings"
 	"sync"
+	"syscall"
 	"testing"
 
 	"github.com/go-logr/logr"
@@ -180,9 +183,16 @@ func (p *plane) cluster(t testing.TB, lab *netlab.Lab) *Cluster {
 	return c
 }
 
-// StopAPIServer stops the API server; etcd goes on.
-func (c *Cluster) StopAPIServer(t testing.TB) {
+// KillAPIServer kills the API server; etcd goes on. Told to stop it would wait for its
+// watches.
+func (c *Cluster) KillAPIServer(t testing.TB) {
 	t.Helper()
+	out, err := c.Lab.Gateway().Output(t.Context(), "pgrep", "--parent", strconv.Itoa(os.Getpid()), "--exact", "kube-apiserver")
+	must(t, err)
+	pid, err := strconv.Atoi(strings.TrimSpace(string(out)))
+	must(t, err)
+	must(t, syscall.Kill(pid, syscall.SIGKILL))
+	// envtest learns of it in its own time, and has nothing to do then.
 	must(t, c.plane.env.ControlPlane.GetAPIServer().Stop())
 }
 
@@ -191,6 +201,9 @@ func (c *Cluster) StartAPIServer(t testing.TB) {
 	t.Helper()
 	must(t, c.plane.env.ControlPlane.GetAPIServer().Start())
 }
+
+// EtcdURL is where etcd listens.
+func (c *Cluster) EtcdURL() string { return c.plane.env.ControlPlane.Etcd.URL.String() }
 
 // clear deletes everything of the kinds that most tests make, but for what the API server
 // itself makes.
