@@ -274,8 +274,11 @@ func (k *kernel) get(msgType uint16, family byte, flags netlink.HeaderFlags, att
 			return replies, explain(err)
 		}
 	}
-	return nil, fmt.Errorf("listing nftables objects: others wrote during each of %d tries", dumpTries)
+	return nil, fmt.Errorf("listing nftables objects %d times: %w", dumpTries, errTorn)
 }
+
+// errTorn means that others wrote during each try of a listing.
+var errTorn = errors.New("others wrote meanwhile")
 
 // explain names the right that is missing.
 func explain(err error) error {

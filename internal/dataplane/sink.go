@@ -222,12 +222,15 @@ func (s *Sink) read() (have Ruleset, intact bool, err error) {
 		return have, false, err
 	}
 	s.touched = false
-	if intact, err := s.intact(); err != nil || !intact {
-		return have, false, err
+	intact, err = s.intact()
+	if err == nil && intact {
+		have, err = s.kernel.contents()
 	}
-	have, err = s.kernel.contents()
 	switch {
-	case errors.Is(err, fs.ErrNotExist), errors.Is(err, errForeign):
+	case !intact && err == nil:
+		return have, false, nil
+	// Others may not pause for long: what cannot be read is made anew.
+	case errors.Is(err, fs.ErrNotExist), errors.Is(err, errForeign), errors.Is(err, errTorn):
 		return have, false, nil
 	case err != nil:
 		return have, false, err
@@ -326,6 +329,9 @@ func (b *batch) addChanges(changes Changes) {
 // marker away, and without one everything is made anew.
 func (s *Sink) mark() error {
 	sum, old, err := s.kernel.skeleton()
+	if errors.Is(err, errTorn) {
+		return nil // the rules are right; without a marker the next agent makes them anew
+	}
 	if err == nil {
 		err = s.listen()
 	}
