@@ -43,12 +43,17 @@ type Flags struct {
 func (f *Flags) Bind(cmd *cobra.Command) {
 	flags := cmd.Flags()
 	flags.StringVar(&f.Config, "config", "", "path of the configuration file (default: built-in defaults)")
-	flags.StringVar(&f.Kubeconfig, "kubeconfig", "", "path of a kubeconfig (default: $KUBECONFIG, the pod's service account, ~/.kube/config)")
+	f.BindKubeconfig(cmd)
 	f.zap.TimeEncoder = zapcore.RFC3339NanoTimeEncoder
 	f.zap.StacktraceLevel = zapcore.PanicLevel // an error is one line; --zap-stacktrace-level asks for more
 	logger := goflag.NewFlagSet("logger", goflag.ContinueOnError)
 	f.zap.BindFlags(logger)
 	logger.VisitAll(func(g *goflag.Flag) { flags.AddFlag(pflag.PFlagFromGoFlag(g)) })
+}
+
+// BindKubeconfig adds the one flag of subcommands that only ask.
+func (f *Flags) BindKubeconfig(cmd *cobra.Command) {
+	cmd.Flags().StringVar(&f.Kubeconfig, "kubeconfig", "", "path of a kubeconfig (default: $KUBECONFIG, the pod's service account, ~/.kube/config)")
 }
 
 // Logger returns the logger that the flags ask for, and makes it the one of

@@ -169,8 +169,9 @@ func (w *world) pod(t testing.TB, node int, name string) *netlab.Host {
 }
 
 // on returns a sink for a node's rules; its socket is opened in the node's namespace.
-func (w *world) on(t testing.TB, node int) *nodeSink {
-	return &nodeSink{t: t, node: w.nodes[node], Sink: dataplane.NewSink(dataplane.Config{Local: dataplane.LocalTraffic{CIDRs: true}})}
+// The configuration is the usual one where none is given.
+func (w *world) on(t testing.TB, node int, cfg ...dataplane.Config) *nodeSink {
+	return &nodeSink{t: t, node: w.nodes[node], Sink: dataplane.NewSink(append(cfg, byCIDRs)[0])}
 }
 
 type nodeSink struct {

@@ -137,8 +137,8 @@ func newScene(t testing.TB, nodes int, cfg dataplane.Config) *scene {
 		must(t, s.client.AddRoute(prefix, addrOf(&node.Host, f)))
 		s.ip("route", "replace", prefix.String(), "via", addrOf(s.lab.Gateway(), f).String(), "src", secondAddr[f].Addr().String())
 	}
-	for _, n := range s.nodes {
-		s.sinks = append(s.sinks, &nodeSink{t: t, node: n, Sink: dataplane.NewSink(cfg)})
+	for i, n := range s.nodes {
+		s.sinks = append(s.sinks, s.on(t, i, cfg))
 		s.around = append(s.around, surroundings{
 			node: n.Name, nodePortAddrs: []netip.Addr{n.IPv4, n.IPv6}, nodeAddrs: []netip.Addr{n.IPv4, n.IPv6},
 			podCIDRs: podCIDRs, serviceCIDRs: vipPrefixes[:2],

@@ -53,6 +53,7 @@ func Command() *cobra.Command {
 	cmd.Flags().StringVar(&clean, "cleanup", "",
 		"instead of running, remove `rules`: fairlead's own (fairlead), those that a kube-proxy left (kube-proxy), or both (all)")
 	cmd.Flags().Lookup("cleanup").NoOptDefVal = cleanupOwn
+	cmd.AddCommand(rulesCommand())
 	return cmd
 }
 
@@ -90,6 +91,12 @@ func Run(ctx context.Context, cfg *v1alpha1.NodeConfiguration, restConfig *rest.
 		return err
 	}
 	defer begun.unlock()
+	return begun.serve(ctx, restConfig, node, sink)
+}
+
+// serve runs the agent, on a node that it has for itself.
+func (b *begun) serve(ctx context.Context, restConfig *rest.Config, node string, sink rules) error {
+	cfg, logger := b.cfg, b.logger
 	restConfig = rest.CopyConfig(restConfig)
 	restConfig.ContentType = "application/vnd.kubernetes.protobuf"
 	client, err := kubernetes.NewForConfig(restConfig)
@@ -101,7 +108,7 @@ func Run(ctx context.Context, cfg *v1alpha1.NodeConfiguration, restConfig *rest.
 	if err != nil {
 		return err
 	}
-	rules := announce(sink)
+	rules := &firstWrite{rules: sink, done: make(chan struct{})}
 	a := newAgent(node, rules, recorder, logger)
 	a.model.configure(cfg)
 	if cfg.Counters {
@@ -114,7 +121,7 @@ func Run(ctx context.Context, cfg *v1alpha1.NodeConfiguration, restConfig *rest.
 		return err
 	}
 	group.Go(func() error {
-		begun.settle(ctx, rules.written)
+		b.settle(ctx, rules.done)
 		return nil
 	})
 	group.Go(func() error {

@@ -123,15 +123,8 @@ func (h *Host) SCTP(ctx context.Context, addr netip.AddrPort) (name string, sour
 
 // ask sends the INIT p and waits for its INIT ACK.
 func (p sctpPacket) ask(conn *net.IPConn) ([]byte, error) {
-	// What is to be sent fails for what came in before it.
-	for {
-		_, err := conn.Write(p.marshal())
-		if err == nil || errors.Is(err, syscall.EPERM) { // see Host.UDP
-			break
-		}
-		if err = p.refusal(conn, err); err != nil {
-			return nil, err
-		}
+	if err := p.send(conn); err != nil {
+		return nil, err
 	}
 	var b [maxReply]byte
 	for {
@@ -143,7 +136,7 @@ func (p sctpPacket) ask(conn *net.IPConn) ([]byte, error) {
 			continue
 		}
 		reply, ok, err := parseSCTP(b[:n])
-		if !ok || reply.chunk != sctpInitAck || reply.destination != p.source || reply.source != p.destination {
+		if !ok || !reply.answers(p) {
 			continue // a raw socket hears what is for others
 		}
 		if err == nil && reply.verification != p.tag {
@@ -151,6 +144,24 @@ func (p sctpPacket) ask(conn *net.IPConn) ([]byte, error) {
 		}
 		return reply.cookie, err
 	}
+}
+
+// send sends p, which fails for what came in before. On a host that refuses or drops
+// what it sends itself it fails with EPERM; see Host.UDP.
+func (p sctpPacket) send(conn *net.IPConn) error {
+	for {
+		_, err := conn.Write(p.marshal())
+		if err == nil || errors.Is(err, syscall.EPERM) {
+			return nil
+		}
+		if err = p.refusal(conn, err); err != nil {
+			return err
+		}
+	}
+}
+
+func (p sctpPacket) answers(question sctpPacket) bool {
+	return p.chunk == sctpInitAck && p.destination == question.source && p.source == question.destination
 }
 
 // refusal returns what the error of a raw socket means for p, nil where it was about
