@@ -14,6 +14,8 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/rest"
 	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"fairlead.dev/fairlead/api/v1alpha1"
 )
 
 var _ = Describe("EndpointSlice controller", func() {
@@ -65,6 +67,23 @@ var _ = Describe("EndpointSlice controller", func() {
 		Expect(s.Delete(ctx, pod, client.GracePeriodSeconds(0))).To(Succeed())
 		Eventually(s.lines(ctx)).Should(BeEmpty())
 		Expect(s.slices(ctx, "web")).To(HaveLen(1))
+	})
+
+	It("tells the nodes of the weight that a pod asks for", func(ctx SpecContext) {
+		s.open()
+		s.service(ctx)
+		pod := s.pod(ctx, 1, s.nodeA)
+		annotations := func() map[string]string { return s.slices(ctx, "web")[0].Annotations }
+		Eventually(s.lines(ctx)).Should(HaveExactElements("10.244.0.1 ready a/a"))
+		Expect(annotations()).NotTo(HaveKey(v1alpha1.AnnotationWeights))
+		before := pod.DeepCopy()
+		pod.Annotations = map[string]string{v1alpha1.AnnotationWeights: "3"}
+		Expect(s.Patch(ctx, pod, client.MergeFrom(before))).To(Succeed())
+		Eventually(annotations).Should(HaveKeyWithValue(v1alpha1.AnnotationWeights, `{"10.244.0.1":3}`))
+		before = pod.DeepCopy()
+		pod.Annotations = nil
+		Expect(s.Patch(ctx, pod, client.MergeFrom(before))).To(Succeed())
+		Eventually(annotations).ShouldNot(HaveKey(v1alpha1.AnnotationWeights))
 	})
 
 	It("ends up right after a burst of changes and other writers among them", func(ctx SpecContext) {

@@ -3,12 +3,15 @@ package dataplane
 import (
 	"errors"
 	"fmt"
+	"slices"
 
 	"github.com/google/nftables/expr"
 	"github.com/mdlayher/netlink"
 	"golang.org/x/sys/unix"
+	"k8s.io/apimachinery/pkg/types"
 
 	"fairlead.dev/fairlead/internal/ipfamily"
+	"fairlead.dev/fairlead/internal/service"
 )
 
 // Names of the chains that count packets: from elsewhere, and from this node.
@@ -114,4 +117,31 @@ func (e *element) decodeCounter(ad *netlink.AttributeDecoder) error {
 		})
 	}
 	return nil
+}
+
+// Plus returns the sum of both.
+func (c Count) Plus(o Count) Count {
+	return Count{c.Connections + o.Connections, c.Packets + o.Packets, c.Bytes + o.Bytes}
+}
+
+// Owner is the Service port that has a frontend.
+type Owner struct {
+	Service  types.NamespacedName
+	Protocol service.Protocol
+	Port     uint16
+}
+
+// Owner returns who has a frontend as FrontendOf and ReadCounters name it.
+func (p Program) Owner(f Frontend) (Owner, bool) {
+	names := []Frontend{{clusterTable, f.Addr, f.Protocol, f.Port}, {externalTable, f.Addr, f.Protocol, f.Port}}
+	if p.Snapshot != nil && slices.Contains(p.Snapshot.NodePortAddrs, f.Addr) {
+		names = append(names, Frontend{nodePortTable, unspecified(ipfamily.Of(f.Addr)), f.Protocol, f.Port})
+	}
+	for _, name := range names {
+		if claims, ok := p.claims.Get(name); ok {
+			key := claims[0].owner
+			return Owner{key.service, key.protocol, key.port}, true
+		}
+	}
+	return Owner{}, false
 }

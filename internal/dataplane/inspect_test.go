@@ -9,11 +9,11 @@ import (
 	"fairlead.dev/fairlead/internal/dataplane"
 )
 
-// inspect reads what is installed on the node.
-func (w *world) inspect(t testing.TB, node int) dataplane.Installed {
+// inspect reads what is installed on node1.
+func (w *world) inspect(t testing.TB) dataplane.Installed {
 	t.Helper()
 	var out dataplane.Installed
-	must(t, w.nodes[node].Do(func() (err error) {
+	must(t, w.nodes[0].Do(func() (err error) {
 		out, err = dataplane.Inspect()
 		return err
 	}))
@@ -35,7 +35,7 @@ func TestInspectConfig(t *testing.T) {
 			want := dataplane.Config{Local: local, MasqueradeAll: all, Counters: all}
 			s := &nodeSink{t: t, node: w.nodes[0], Sink: dataplane.NewSink(want)}
 			s.apply(snapshot(addrs("172.18.0.11"), svc{name: "a", clusterIPs: []string{"10.96.0.1"}, port: 80, target: 80, endpoints: []string{"10.1.0.1"}}))
-			got := w.inspect(t, 0)
+			got := w.inspect(t)
 			if got.Config != want || !got.Ours || got.Moving {
 				t.Errorf("%s: %+v, ours %t, moving %t, want %+v", name, got.Config, got.Ours, got.Moving, want)
 			}
@@ -58,7 +58,7 @@ func TestInspectFaults(t *testing.T) {
 	s := w.on(t, 0)
 	s.apply(snapshot(nil))
 	s.nft("add rule ip fairlead cluster accept")
-	if got := w.inspect(t, 0); got.Ours {
+	if got := w.inspect(t); got.Ours {
 		t.Error("a rule that somebody added is taken for ours")
 	}
 	s.nft("delete table ip6 fairlead")

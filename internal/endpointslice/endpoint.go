@@ -7,6 +7,8 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
+
+	"fairlead.dev/fairlead/api/v1alpha1"
 )
 
 // podKey says whose endpoint it is. A pod has one endpoint per family, and there is one
@@ -51,6 +53,7 @@ func PodChanged(was, is *corev1.Pod) bool {
 		serving(was) != serving(is) ||
 		was.Spec.NodeName != is.Spec.NodeName ||
 		!slices.Equal(was.Status.PodIPs, is.Status.PodIPs) ||
+		was.Annotations[v1alpha1.AnnotationWeights] != is.Annotations[v1alpha1.AnnotationWeights] ||
 		!maps.Equal(was.Labels, is.Labels)
 }
 

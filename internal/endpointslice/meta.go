@@ -136,6 +136,7 @@ func (b *builder) object(d *draft, family discoveryv1.AddressType) *discoveryv1.
 	})
 	slice.OwnerReferences = append([]metav1.OwnerReference{owner}, others...)
 	slice.Labels = maps.Clone(b.labels)
+	b.annotateWeights(slice)
 	return slice
 }
 

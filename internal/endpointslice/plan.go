@@ -89,6 +89,7 @@ type builder struct {
 	claimed []*discoveryv1.EndpointSlice // ours, by name, of this Service or an older one
 	current []*discoveryv1.EndpointSlice // claimed, and worth keeping
 	names   map[string]bool              // taken by any slice, ours or not
+	weights map[string]any               // those of pods that ask for one, by pod name
 	labels  map[string]string
 	plan    Plan
 }
@@ -109,6 +110,7 @@ func newBuilder(in Input, opts Options) *builder {
 			b.pods = append(b.pods, pod)
 		}
 	}
+	b.weights = weightsOf(b.pods)
 	slices.SortFunc(b.pods, func(p, q *corev1.Pod) int { return strings.Compare(p.Name, q.Name) })
 	return b
 }
@@ -143,7 +145,7 @@ func (b *builder) family(family discoveryv1.AddressType) {
 		kept, fresh, spare = append(kept, fresh[0]), fresh[1:], spare[1:]
 	}
 	for _, d := range kept {
-		if d.changed {
+		if d.changed || b.misweighted(d) {
 			b.plan.Update = append(b.plan.Update, b.object(d, family))
 		}
 	}

@@ -76,6 +76,7 @@ var changes = map[string]func(*rapid.T, *world){
 			func() { p.Status.PodIPs = p.Status.PodIPs[min(1, len(p.Status.PodIPs)):] },
 			func() { p.Spec.NodeName = "node-b" },
 			func() { p.Spec.Containers = nil },
+			func() { weighing(rapid.SampledFrom([]string{"1", "2", "many"}).Draw(t, "weight"))(p) },
 		)
 	},
 	"a node comes or goes": func(_ *rapid.T, w *world) {
@@ -136,6 +137,7 @@ var changes = map[string]func(*rapid.T, *world){
 			func() { s.OwnerReferences = nil },
 			func() { s.Labels = map[string]string{discoveryv1.LabelManagedBy: managedBy, "x": "y"} },
 			func() { s.Labels[discoveryv1.LabelManagedBy] = "me" },
+			func() { s.Annotations = map[string]string{weights: "vandal"} },
 		)
 	},
 }

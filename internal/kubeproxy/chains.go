@@ -85,24 +85,15 @@ type plan struct {
 func planTable(table map[string]chain) plan {
 	p := plan{jumps: map[string][]jump{}}
 	kept := map[string]bool{}
-	var keep func(name string)
-	keep = func(name string) {
-		if _, ok := table[name]; !ok || kept[name] || !isChain(name) {
-			return
-		}
-		kept[name] = true
-		for _, j := range table[name].jumps {
-			keep(j.target)
-		}
-	}
 	for name, c := range table {
+		if isChain(name) {
+			continue
+		}
 		for _, j := range c.jumps {
-			switch {
-			case isChain(name) || !isChain(j.target):
-			case c.builtIn && entries[j.target]:
+			if c.builtIn && entries[j.target] {
 				p.jumps[name] = append(p.jumps[name], j)
-			default:
-				keep(j.target)
+			} else {
+				keep(table, j.target, kept)
 			}
 		}
 	}
@@ -114,6 +105,17 @@ func planTable(table map[string]chain) plan {
 		}
 	}
 	return p
+}
+
+// keep adds a chain to kept, where it is kube-proxy's, and all it leads to.
+func keep(table map[string]chain, name string, kept map[string]bool) {
+	if _, ok := table[name]; !ok || kept[name] || !isChain(name) {
+		return
+	}
+	kept[name] = true
+	for _, j := range table[name].jumps {
+		keep(table, j.target, kept)
+	}
 }
 
 // words says what p removes and keeps of a table, which is called where.

@@ -253,3 +253,20 @@ ip6tables-legacy -t nat -A KUBE-SERVICES -m set --match-set KUBE-6-CLUSTER-IP ds
 	}
 	wantNothing(t, host)
 }
+
+// TestRemoveWithoutLegacyProgram: what cannot be looked at is said, and the rest goes.
+func TestRemoveWithoutLegacyProgram(t *testing.T) {
+	host := newHost(t)
+	on(t, host, "nft add table ip kube-proxy; iptables-legacy -t nat -N KUBE-SERVICES")
+	t.Setenv("PATH", t.TempDir())
+	must(t, host.Do(func() error {
+		report, err := kubeproxy.Remove(t.Context())
+		if diff := gocmp.Diff([]string{"table ip kube-proxy of nftables"}, report.Removed); diff != "" {
+			t.Errorf("removed (-want +got):\n%s", diff)
+		}
+		if want := "table nat of legacy iptables, IPv4: iptables-legacy-save is not installed here"; err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("error %v, want one with %q", err, want)
+		}
+		return nil
+	}))
+}

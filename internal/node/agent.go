@@ -39,17 +39,18 @@ type rules interface {
 // agent runs the one way of the data: intake -> model -> Snapshot -> sinks. Everything
 // in it belongs to the goroutine of run.
 type agent struct {
-	intake  *intake
-	model   *model
-	rules   rules
-	flows   *conntrack.Cleaner
-	ports   *healthPorts
-	others  []*follower // get each Snapshot once its rules are written
-	ledger  *ledger
-	health  *health
-	metrics *metrics
-	clock   clock.Clock
-	logger  logr.Logger
+	intake   *intake
+	model    *model
+	rules    rules
+	flows    *conntrack.Cleaner
+	ports    *healthPorts
+	others   []*follower // get each Snapshot once its rules are written
+	ledger   *ledger
+	health   *health
+	metrics  *metrics
+	counters *counters
+	clock    clock.Clock
+	logger   logr.Logger
 
 	synced  bool
 	pace    pace
@@ -67,6 +68,8 @@ func newAgent(node string, rules rules, recorder events.EventRecorder, logger lo
 		ledger: &ledger{node: node, events: recorder, logger: logger},
 		health: &health{clock: c}, metrics: m, clock: c, logger: logger,
 	}
+	a.counters = newCounters(logger)
+	m.watch(a.flows.Stats)
 	a.ports = &healthPorts{node: node, healthy: a.health.live, events: recorder, metrics: m, clock: c, logger: logger}
 	a.others = []*follower{{Sink: a.ports, name: "health check ports"}}
 	return a
@@ -160,6 +163,10 @@ func (a *agent) sayWhereNodePortsAre() {
 			"served on the host's own addresses until it appears", "nodePortAddresses", addrs)
 		return
 	}
+	if a.model.podsUnknown() {
+		a.logger.Info("The Node has no spec.podCIDRs, which localTraffic.nodeCIDR tells pods by: until it has, no traffic is " +
+			"masqueraded for coming from elsewhere")
+	}
 	a.logger.Info("Caches have synced", "nodePortAddresses", addrs)
 }
 
@@ -186,6 +193,7 @@ func (a *agent) write(ctx context.Context) bool {
 	a.latency.wrote(now, a.ledger.services, program.Snapshot.Services, a.metrics)
 	changed := a.ledger.enter(program)
 	a.metrics.wrote(written, changed, a.ledger, now.Sub(start))
+	a.counters.program.Store(&program)
 	if written.Installed {
 		a.logger.Info("Installed the rules", "services", program.Snapshot.Services.Len(), "elements", written.Elements)
 	}

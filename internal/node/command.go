@@ -90,6 +90,12 @@ func Run(ctx context.Context, cfg *v1alpha1.NodeConfiguration, restConfig *rest.
 		return err
 	}
 	defer begun.unlock()
+	return begun.serve(ctx, restConfig, node, sink)
+}
+
+// serve runs the agent, on a node that it has for itself.
+func (b *begun) serve(ctx context.Context, restConfig *rest.Config, node string, sink rules) error {
+	cfg, logger := b.cfg, b.logger
 	restConfig = rest.CopyConfig(restConfig)
 	restConfig.ContentType = "application/vnd.kubernetes.protobuf"
 	client, err := kubernetes.NewForConfig(restConfig)
@@ -101,9 +107,12 @@ func Run(ctx context.Context, cfg *v1alpha1.NodeConfiguration, restConfig *rest.
 	if err != nil {
 		return err
 	}
-	rules := announce(sink)
+	rules := &firstWrite{rules: sink, done: make(chan struct{})}
 	a := newAgent(node, rules, recorder, logger)
-	a.model.nodePortCIDRs = nodePortCIDRs(cfg.NodePortAddresses)
+	a.model.configure(cfg)
+	if cfg.Counters {
+		a.metrics.registry.MustRegister(a.counters)
+	}
 	if err := config.Serve(ctx, group, "healthz.bindAddress", cfg.Healthz.BindAddress, a.health.handler()); err != nil {
 		return err
 	}
@@ -111,7 +120,7 @@ func Run(ctx context.Context, cfg *v1alpha1.NodeConfiguration, restConfig *rest.
 		return err
 	}
 	group.Go(func() error {
-		begun.settle(ctx, rules.written)
+		b.settle(ctx, rules.done)
 		return nil
 	})
 	group.Go(func() error {
@@ -141,7 +150,7 @@ func prefixes(cidrs []string) []netip.Prefix {
 	out := make([]netip.Prefix, 0, len(cidrs))
 	for _, c := range cidrs {
 		if p, err := netip.ParsePrefix(c); err == nil {
-			out = append(out, p)
+			out = append(out, p.Masked())
 		}
 	}
 	return out

@@ -8,6 +8,7 @@ import (
 	"github.com/go-logr/logr"
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
+	networkingv1 "k8s.io/api/networking/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/fields"
@@ -70,7 +71,10 @@ func (in *intake) take() (events []change, synced bool) {
 
 // kind says what one type of objects does to the model.
 type kind[T metav1.Object] struct {
-	set    func(*model, T)
+	// decode takes what the model needs out of an object and returns what that does to
+	// the model. It runs in the watch's goroutine, so that the object itself, mostly
+	// fields that nobody reads, is garbage at once.
+	decode func(T) func(*model)
 	remove func(*model, types.NamespacedName)
 	names  func(*model) []types.NamespacedName
 }
@@ -79,7 +83,25 @@ type kind[T metav1.Object] struct {
 type feed[T metav1.Object] struct {
 	in *intake
 	kind[T]
-	listed bool // only the reflector's goroutine looks at it
+	listed bool // only the reflector looks at it
+}
+
+// decoded is an object of a listing, as the model needs it.
+type decoded struct {
+	name  types.NamespacedName
+	apply func(*model)
+}
+
+// Transformer decodes the objects of a streamed listing as they come in, see
+// cache.TransformingStore: there are never all of them in memory.
+func (f *feed[T]) Transformer() cache.TransformFunc {
+	return func(obj any) (any, error) {
+		t, ok := obj.(T)
+		if !ok {
+			return nil, fmt.Errorf("listing delivered a %T", obj)
+		}
+		return decoded{nameOf(t), f.decode(t)}, nil
+	}
 }
 
 func (f *feed[T]) Add(obj any) error {
@@ -87,7 +109,7 @@ func (f *feed[T]) Add(obj any) error {
 	if !ok {
 		return fmt.Errorf("watch delivered a %T", obj)
 	}
-	f.in.pushChanges(false, change{func(m *model) { f.set(m, t) }, arrivalOf(obj, false, f.in.clock.Now())})
+	f.in.pushChanges(false, change{f.decode(t), arrivalOf(obj, false, f.in.clock.Now())})
 	return nil
 }
 
@@ -103,23 +125,29 @@ func (f *feed[T]) Delete(obj any) error {
 	return nil
 }
 
-// Replace takes a full listing: what it does not name is gone.
+// Replace takes a full listing, of objects or of what Transformer made of them: what it
+// does not name is gone.
 func (f *feed[T]) Replace(list []any, _ string) error {
-	objs := make([]T, 0, len(list))
-	for _, obj := range list {
-		t, ok := obj.(T)
+	objs := make([]decoded, 0, len(list))
+	for i, obj := range list {
+		list[i] = nil // garbage as soon as it is decoded
+		d, ok := obj.(decoded)
 		if !ok {
-			return fmt.Errorf("listing delivered a %T", obj)
+			t, ok := obj.(T)
+			if !ok {
+				return fmt.Errorf("listing delivered a %T", obj)
+			}
+			d = decoded{nameOf(t), f.decode(t)}
 		}
-		objs = append(objs, t)
+		objs = append(objs, d)
 	}
 	first := !f.listed
 	f.listed = true
 	f.in.push(first, func(m *model) {
 		listed := make(map[types.NamespacedName]bool, len(objs))
-		for _, t := range objs {
-			listed[nameOf(t)] = true
-			f.set(m, t)
+		for _, d := range objs {
+			listed[d.name] = true
+			d.apply(m)
 		}
 		for _, name := range f.names(m) {
 			if !listed[name] {
@@ -128,6 +156,16 @@ func (f *feed[T]) Replace(list []any, _ string) error {
 		}
 	})
 	return nil
+}
+
+// forgo says whether err means that there is nothing to list: the API server does not
+// have the resource, or does not let us see it. The first listing is an empty one then,
+// so that nothing waits for it, and it is tried on. A listing from before stays.
+func (f *feed[T]) forgo(err error) bool {
+	if !apierrors.IsNotFound(err) && !apierrors.IsForbidden(err) {
+		return false
+	}
+	return f.listed || f.Replace(nil, "") == nil
 }
 
 func (f *feed[T]) Resync() error { return nil }
@@ -140,55 +178,68 @@ func nameOf(o metav1.Object) types.NamespacedName {
 //
 // +kubebuilder:rbac:groups="",resources=services;nodes,verbs=get;list;watch
 // +kubebuilder:rbac:groups=discovery.k8s.io,resources=endpointslices,verbs=get;list;watch
+// +kubebuilder:rbac:groups=networking.k8s.io,resources=servicecidrs,verbs=get;list;watch
+
+// source is where the objects of a kind come from.
+type source[T metav1.Object] struct {
+	rest     cache.Getter
+	resource string
+	example  runtime.Object
+	options  func(*metav1.ListOptions)
+	// optional is a resource that an API server may not have.
+	optional bool
+}
 
 // watch starts the watches of everything the node's rules depend on.
 func (in *intake) watch(ctx context.Context, client kubernetes.Interface, node string, logger logr.Logger) {
-	in.unsynced = 3
+	in.unsynced = 4
+	all := func(*metav1.ListOptions) {}
 	// Headless Services and their slices make no rules; the API server need not send
 	// the slices at all (KEP-2447 has the same selector in kube-proxy).
-	noHeadless := "!" + corev1.IsHeadlessService + ",!service.kubernetes.io/service-proxy-name"
-	start(ctx, in, client.CoreV1().RESTClient(), "services", &corev1.Service{}, logger, client,
-		func(*metav1.ListOptions) {}, kind[*corev1.Service]{
-			set:    func(m *model, s *corev1.Service) { m.store.SetService(s) },
-			remove: func(m *model, n types.NamespacedName) { m.store.DeleteService(n) },
-			names:  func(m *model) []types.NamespacedName { return m.store.ServiceNames() },
-		})
-	start(ctx, in, client.DiscoveryV1().RESTClient(), "endpointslices", &discoveryv1.EndpointSlice{}, logger, client,
-		func(o *metav1.ListOptions) { o.LabelSelector = noHeadless }, kind[*discoveryv1.EndpointSlice]{
-			set:    func(m *model, s *discoveryv1.EndpointSlice) { m.store.SetSlice(s) },
-			remove: func(m *model, n types.NamespacedName) { m.store.DeleteSlice(n) },
-			names:  func(m *model) []types.NamespacedName { return m.store.SliceNames() },
-		})
-	start(ctx, in, client.CoreV1().RESTClient(), "nodes", &corev1.Node{}, logger, client,
-		func(o *metav1.ListOptions) {
-			o.FieldSelector = fields.OneTermEqualSelector(metav1.ObjectNameField, node).String()
-		}, kind[*corev1.Node]{
-			set:    func(m *model, n *corev1.Node) { m.setNode(n) },
-			remove: func(m *model, _ types.NamespacedName) { m.setNode(nil) },
-			names:  func(*model) []types.NamespacedName { return []types.NamespacedName{{Name: node}} },
-		})
+	noHeadless := func(o *metav1.ListOptions) {
+		o.LabelSelector = "!" + corev1.IsHeadlessService + ",!service.kubernetes.io/service-proxy-name"
+	}
+	onlyThis := func(o *metav1.ListOptions) {
+		o.FieldSelector = fields.OneTermEqualSelector(metav1.ObjectNameField, node).String()
+	}
+	core := client.CoreV1().RESTClient()
+	start(ctx, in, logger, services(), source[*corev1.Service]{
+		rest: core, resource: "services", example: &corev1.Service{}, options: all})
+	start(ctx, in, logger, endpointSlices(node), source[*discoveryv1.EndpointSlice]{
+		rest: client.DiscoveryV1().RESTClient(), resource: "endpointslices", example: &discoveryv1.EndpointSlice{}, options: noHeadless})
+	start(ctx, in, logger, nodes(node), source[*corev1.Node]{
+		rest: core, resource: "nodes", example: &corev1.Node{}, options: onlyThis})
+	start(ctx, in, logger, serviceCIDRs(), source[*networkingv1.ServiceCIDR]{
+		rest: client.NetworkingV1().RESTClient(), resource: "servicecidrs", example: &networkingv1.ServiceCIDR{}, options: all,
+		optional: true}) // it is there from Kubernetes 1.33 on
 }
 
-func start[T metav1.Object](ctx context.Context, in *intake, rest cache.Getter, resource string, example runtime.Object,
-	logger logr.Logger, client kubernetes.Interface, options func(*metav1.ListOptions), k kind[T]) {
-	lw := cache.NewFilteredListWatchFromClient(rest, resource, metav1.NamespaceAll, options)
-	say := &spokesman{logger: logger.WithValues("resource", resource)}
+func start[T metav1.Object](ctx context.Context, in *intake, logger logr.Logger, k kind[T], from source[T]) {
+	lw := cache.NewFilteredListWatchFromClient(from.rest, from.resource, metav1.NamespaceAll, from.options)
+	say := &spokesman{logger: logger.WithValues("resource", from.resource)}
+	store := &feed[T]{in: in, kind: k}
+	failed := func(ctx context.Context, err error) {
+		if from.optional && store.forgo(err) && apierrors.IsNotFound(err) {
+			return
+		}
+		say.failure(ctx, err)
+	}
 	list, watch := lw.ListWithContextFunc, lw.WatchFuncWithContext
 	lw.ListWithContextFunc = func(ctx context.Context, o metav1.ListOptions) (runtime.Object, error) {
 		out, err := list(ctx, o)
-		say.failure(ctx, err)
+		failed(ctx, err)
 		return out, err
 	}
 	lw.WatchFuncWithContext = func(ctx context.Context, o metav1.ListOptions) (apiwatch.Interface, error) {
 		out, err := watch(ctx, o)
-		say.failure(ctx, err)
+		failed(ctx, err)
 		if err == nil {
 			say.success()
 		}
 		return out, err
 	}
-	reflector := cache.NewReflectorWithOptions(cache.ToListWatcherWithWatchListSemantics(lw, client), example,
-		&feed[T]{in: in, kind: k}, cache.ReflectorOptions{Name: resource})
+	// Every client here can stream listings, but for API servers that cannot.
+	reflector := cache.NewReflectorWithOptions(lw, from.example, store, cache.ReflectorOptions{Name: from.resource})
 	// The reflector would say the same at every try.
 	go reflector.RunWithContext(klog.NewContext(ctx, logr.Discard()))
 }

@@ -8,7 +8,6 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/types"
 )
 
 // observed returns how many changes m timed since what, and the sum.
@@ -44,10 +43,7 @@ func sliceOf(svc, addr string, trigger time.Time) *discoveryv1.EndpointSlice {
 func TestLatency(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		a, r, svcs := startAgent(t)
-		slices := &feed[*discoveryv1.EndpointSlice]{in: a.intake, kind: kind[*discoveryv1.EndpointSlice]{
-			set:    func(m *model, s *discoveryv1.EndpointSlice) { m.store.SetSlice(s) },
-			remove: func(m *model, n types.NamespacedName) { m.store.DeleteSlice(n) },
-		}}
+		slices := &feed[*discoveryv1.EndpointSlice]{in: a.intake, kind: endpointSlices("node1")}
 		want := func(triggers uint64, fromTrigger time.Duration, events uint64, fromEvent time.Duration) {
 			t.Helper()
 			n, sum := observed(t, a.metrics, "trigger")

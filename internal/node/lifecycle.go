@@ -26,15 +26,13 @@ type begun struct {
 	logger logr.Logger
 	unlock func()
 
-	beside    string // how a live kube-proxy was found at the start, empty for none
-	tuneAgain bool   // the kernel's connection tracking was not in use yet
-	tune      func() (missing bool)
-	remove    func(context.Context) (kubeproxy.Report, error)
+	beside string // how a live kube-proxy was found at the start, empty for none
+	tune   func()
+	remove func(context.Context) (kubeproxy.Report, error)
 }
 
 // prepare is what comes before the first port is opened and the first rule written: it
-// waits until no other agent runs here, refuses to start beside a kube-proxy, and tunes
-// the kernel. It returns ctx's error when that ends first. The caller unlocks at the end.
+// waits until no other agent runs here, and refuses to start beside a kube-proxy. It returns ctx's error when that ends first. The caller unlocks at the end.
 func prepare(ctx context.Context, cfg *v1alpha1.NodeConfiguration, logger logr.Logger) (*begun, error) {
 	unlock, err := takeLock(ctx, logger)
 	if err != nil {
@@ -53,27 +51,24 @@ func prepare(ctx context.Context, cfg *v1alpha1.NodeConfiguration, logger logr.L
 	if beside != "" {
 		logger.Info("A kube-proxy runs on this node too, as kubeProxy.allowRunning lets it; what it wrote stays", "found", beside)
 	}
-	tune := func() bool { return tuneConntrack(cfg.Conntrack, sysctlDir(), processors(), logger) }
 	return &begun{
-		cfg: cfg, clock: clock.RealClock{}, logger: logger, unlock: unlock,
-		beside: beside, tuneAgain: tune(), tune: tune, remove: kubeproxy.Remove,
+		cfg: cfg, clock: clock.RealClock{}, logger: logger, unlock: unlock, beside: beside, remove: kubeproxy.Remove,
+		tune: func() { tuneConntrack(cfg.Conntrack, sysctlDir(), processors(), logger) },
 	}, nil
 }
 
-// announced are rules that tell of their first write.
-type announced struct {
+// firstWrite are rules that tell of their first write, by closing done.
+type firstWrite struct {
 	rules
-	once    sync.Once
-	written chan struct{}
+	once sync.Once
+	done chan struct{}
 }
 
-func announce(r rules) *announced { return &announced{rules: r, written: make(chan struct{})} }
-
 // Apply is that of rules.
-func (a *announced) Apply(ctx context.Context, s *service.Snapshot) error {
-	err := a.rules.Apply(ctx, s)
+func (f *firstWrite) Apply(ctx context.Context, s *service.Snapshot) error {
+	err := f.rules.Apply(ctx, s)
 	if err == nil {
-		a.once.Do(func() { close(a.written) })
+		f.once.Do(func() { close(f.done) })
 	}
 	return err
 }
@@ -87,9 +82,7 @@ func (b *begun) settle(ctx context.Context, written <-chan struct{}) {
 		return
 	case <-written:
 	}
-	if b.tuneAgain {
-		b.tune()
-	}
+	b.tune()
 	if !b.cfg.KubeProxy.RemoveLeftovers || b.beside != "" || b.removeLeftovers(ctx, "will try once more") {
 		return
 	}

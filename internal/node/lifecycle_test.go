@@ -39,16 +39,16 @@ func TestSettle(t *testing.T) {
 				removals, tunes := 0, 0
 				b := &begun{
 					cfg: &v1alpha1.NodeConfiguration{KubeProxy: tc.cfg}, clock: clock.RealClock{}, beside: tc.beside,
-					logger:    funcr.New(func(_, args string) { log.WriteString(args + "\n") }, funcr.Options{}),
-					tuneAgain: true, tune: func() bool { tunes++; return false },
+					logger: funcr.New(func(_, args string) { log.WriteString(args + "\n") }, funcr.Options{}),
+					tune:   func() { tunes++ },
 					remove: func(context.Context) (kubeproxy.Report, error) {
 						removals++
 						return kubeproxy.Report{Removed: []string{"link kube-ipvs0"}, Kept: []string{"chain X"}}, tc.errs[removals-1]
 					},
 				}
-				r := announce(&recorder{failing: true})
+				r := &firstWrite{rules: &recorder{failing: true}, done: make(chan struct{})}
 				done := make(chan struct{})
-				go func() { b.settle(t.Context(), r.written); close(done) }()
+				go func() { b.settle(t.Context(), r.done); close(done) }()
 				if err := r.Apply(t.Context(), &service.Snapshot{}); err == nil {
 					t.Fatal("the write worked")
 				}

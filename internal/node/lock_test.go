@@ -18,7 +18,7 @@ func TestLock(t *testing.T) {
 	unlock, err := tryLock(t.Context())
 	must(t, err)
 	for range 10_000 { // more than wait in a listener's queue
-		if _, err := tryLock(t.Context()); err != (errHeld{pid: int32(os.Getpid())}) {
+		if _, err := tryLock(t.Context()); !errors.Is(err, errHeld{pid: int32(os.Getpid())}) {
 			t.Fatalf("a second lock: %v, want one held by process %d", err, os.Getpid())
 		}
 	}

@@ -9,6 +9,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus/collectors"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 
+	"fairlead.dev/fairlead/internal/conntrack"
 	"fairlead.dev/fairlead/internal/dataplane"
 )
 
@@ -79,6 +80,20 @@ func newMetrics() *metrics {
 		healthPorts:        gauge("health_check_listeners", "Listening sockets of health check node ports."),
 		healthPortsFailing: gauge("health_check_failing_services", "Services whose health check node port is not listened on everywhere."),
 	}
+}
+
+// watch adds the figures of the removal of stale flows.
+func (m *metrics) watch(stats func() conntrack.Stats) {
+	counter := func(name, help string, labels prometheus.Labels, value func(conntrack.Stats) uint64) {
+		m.registry.MustRegister(prometheus.NewCounterFunc(prometheus.CounterOpts{
+			Name: "fairlead_conntrack_" + name, Help: help, ConstLabels: labels,
+		}, func() float64 { return float64(value(stats())) }))
+	}
+	const removed = "Flows that were removed because their endpoint serves no longer."
+	counter("removed_flows_total", removed, prometheus.Labels{"protocol": "UDP"}, func(s conntrack.Stats) uint64 { return s.RemovedUDP })
+	counter("removed_flows_total", removed, prometheus.Labels{"protocol": "TCP"}, func(s conntrack.Stats) uint64 { return s.RemovedTCP })
+	counter("passes_total", "Passes over the kernel's table of connections.", nil, func(s conntrack.Stats) uint64 { return s.Passes })
+	counter("failures_total", "Passes that failed and are repeated.", nil, func(s conntrack.Stats) uint64 { return s.Failures })
 }
 
 // wrote reports one write.

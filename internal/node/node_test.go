@@ -17,7 +17,6 @@ import (
 	"github.com/google/go-cmp/cmp/cmpopts"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/tools/events"
 	clocktesting "k8s.io/utils/clock/testing"
 
@@ -213,11 +212,7 @@ func startAgent(t *testing.T) (*agent, *recorder, *feed[*corev1.Service]) {
 	var running sync.WaitGroup
 	running.Go(func() { a.run(ctx) })
 	t.Cleanup(func() { cancel(); running.Wait() })
-	return a, r, &feed[*corev1.Service]{in: a.intake, kind: kind[*corev1.Service]{
-		set:    func(m *model, s *corev1.Service) { m.store.SetService(s) },
-		remove: func(m *model, n types.NamespacedName) { m.store.DeleteService(n) },
-		names:  func(m *model) []types.NamespacedName { return m.store.ServiceNames() },
-	}}
+	return a, r, &feed[*corev1.Service]{in: a.intake, kind: services()}
 }
 
 func clusterIP(name, ip string) *corev1.Service {

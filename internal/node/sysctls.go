@@ -83,10 +83,10 @@ func raise(want []setting, have map[string]int) []setting {
 }
 
 // tuneConntrack raises the settings of the calling thread's network namespace to what
-// cfg asks for, in dir. It says what it raised and what it could not, in a line each,
-// and returns whether some are missing, as all are until the kernel's connection
-// tracking is first used.
-func tuneConntrack(cfg v1alpha1.Conntrack, dir string, cores int, logger logr.Logger) (missing bool) {
+// cfg asks for, in dir. It says what it raised and what it could not, in a line each.
+// What is missing is left out: all are until connection tracking is first used, which
+// the first rules do.
+func tuneConntrack(cfg v1alpha1.Conntrack, dir string, cores int, logger logr.Logger) {
 	want := wantConntrack(cfg, cores)
 	have := map[string]int{}
 	var raised, failed []string
@@ -94,7 +94,6 @@ func tuneConntrack(cfg v1alpha1.Conntrack, dir string, cores int, logger logr.Lo
 		value, err := readSetting(filepath.Join(dir, s.name))
 		switch {
 		case errors.Is(err, fs.ErrNotExist):
-			missing = true
 		case err != nil:
 			failed = append(failed, err.Error())
 		default:
@@ -114,7 +113,6 @@ func tuneConntrack(cfg v1alpha1.Conntrack, dir string, cores int, logger logr.Lo
 	if len(failed) > 0 {
 		logger.Info("Some settings of connection tracking stay as they are", "reasons", strings.Join(failed, "; "))
 	}
-	return missing
 }
 
 func readSetting(path string) (int, error) {

@@ -12,13 +12,16 @@ import (
 
 	"github.com/go-logr/logr/funcr"
 	"github.com/google/go-cmp/cmp"
+	"golang.org/x/sys/unix"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"pgregory.net/rapid"
 
 	"fairlead.dev/fairlead/api/config/v1alpha1"
 )
 
-func wholeSeconds(n int) metav1.Duration { return metav1.Duration{Duration: time.Duration(n) * time.Second} }
+func wholeSeconds(n int) metav1.Duration {
+	return metav1.Duration{Duration: time.Duration(n) * time.Second}
+}
 
 func TestWantConntrack(t *testing.T) {
 	for name, tc := range map[string]struct {
@@ -88,18 +91,15 @@ func TestTuneConntrack(t *testing.T) {
 		return n
 	}
 	must(t, writeSetting(filepath.Join(dir, conntrackUDP), 77))
-	max, established := value(conntrackMax), value(conntrackEstablished)
+	limit, established := value(conntrackMax), value(conntrackEstablished)
 	var log strings.Builder
 	logger := funcr.New(func(_, args string) { log.WriteString(args + "\n") }, funcr.Options{})
-	missing := tuneConntrack(v1alpha1.Conntrack{
-		Min: int32(max + 1), TCPEstablishedTimeout: wholeSeconds(established - 1), TCPCloseWaitTimeout: wholeSeconds(3600), TCPBeLiberal: true,
+	tuneConntrack(v1alpha1.Conntrack{
+		Min: int32(limit + 1), TCPEstablishedTimeout: wholeSeconds(established - 1), TCPCloseWaitTimeout: wholeSeconds(3600), TCPBeLiberal: true,
 		UDPTimeout: wholeSeconds(78), UDPStreamTimeout: wholeSeconds(value(conntrackUDPStream)),
 	}, dir, 1, logger)
-	if missing {
-		t.Error("settings are missing")
-	}
 	for name, want := range map[string]int{
-		conntrackMax: max, conntrackEstablished: established, conntrackCloseWait: 3600, conntrackBeLiberal: 1, conntrackUDP: 78,
+		conntrackMax: limit, conntrackEstablished: established, conntrackCloseWait: 3600, conntrackBeLiberal: 1, conntrackUDP: 78,
 	} {
 		if got := value(name); got != want {
 			t.Errorf("%s is %d, want %d", name, got, want)
@@ -107,7 +107,7 @@ func TestTuneConntrack(t *testing.T) {
 	}
 	for _, want := range []string{
 		"nf_conntrack_tcp_timeout_close_wait 60 -> 3600, nf_conntrack_tcp_be_liberal 0 -> 1, nf_conntrack_udp_timeout 77 -> 78",
-		"nf_conntrack_max stays " + strconv.Itoa(max) + ", not " + strconv.Itoa(max+1) + ": it exists once per machine",
+		"nf_conntrack_max stays " + strconv.Itoa(limit) + ", not " + strconv.Itoa(limit+1) + ": it exists once per machine",
 	} {
 		if !strings.Contains(log.String(), want) {
 			t.Errorf("no %q in\n%s", want, log.String())
@@ -123,12 +123,23 @@ func TestTuneConntrackMissing(t *testing.T) {
 	dir := t.TempDir()
 	logger := funcr.New(func(_, args string) { t.Errorf("said %s", args) }, funcr.Options{})
 	cfg := v1alpha1.Conntrack{Min: 131072}
-	if !tuneConntrack(cfg, dir, 1, logger) {
-		t.Error("nothing was missing")
-	}
+	tuneConntrack(cfg, dir, 1, logger)
 	must(t, os.WriteFile(filepath.Join(dir, conntrackMax), []byte("262144\n"), 0o600))
 	must(t, os.WriteFile(filepath.Join(dir, conntrackBuckets), []byte("65536\n"), 0o600))
-	if tuneConntrack(cfg, dir, 1, logger) {
-		t.Error("something was missing")
+	tuneConntrack(cfg, dir, 1, logger) // as wanted already
+}
+
+// TestTuneConntrackReadOnly: in a container without the node's own settings.
+func TestTuneConntrackReadOnly(t *testing.T) {
+	dir := t.TempDir()
+	must(t, unix.Mount("tmpfs", dir, "tmpfs", 0, ""))
+	t.Cleanup(func() { must(t, unix.Unmount(dir, 0)) })
+	must(t, os.WriteFile(filepath.Join(dir, conntrackUDP), []byte("30\n"), 0o600))
+	must(t, unix.Mount("", dir, "", unix.MS_REMOUNT|unix.MS_RDONLY, ""))
+	var log strings.Builder
+	tuneConntrack(v1alpha1.Conntrack{UDPTimeout: wholeSeconds(60)}, dir, 1,
+		funcr.New(func(_, args string) { log.WriteString(args) }, funcr.Options{}))
+	if want := "nf_conntrack_udp_timeout stays 30, not 60: /proc/sys is read-only here"; !strings.Contains(log.String(), want) {
+		t.Errorf("no %q in %s", want, log.String())
 	}
 }

@@ -4,6 +4,7 @@ package service
 
 import (
 	"net/netip"
+	"strconv"
 	"time"
 
 	"k8s.io/apimachinery/pkg/types"
@@ -21,6 +22,20 @@ const (
 	UDP  Protocol = 17
 	SCTP Protocol = 132
 )
+
+// String returns "TCP", "UDP" or "SCTP", the names that Kubernetes uses.
+func (p Protocol) String() string {
+	switch p {
+	case TCP:
+		return "TCP"
+	case UDP:
+		return "UDP"
+	case SCTP:
+		return "SCTP"
+	default:
+		return strconv.Itoa(int(p))
+	}
+}
 
 // Scheduler says how the endpoint of a new connection is picked.
 type Scheduler uint8

@@ -131,7 +131,12 @@ func connect(to unix.Sockaddr) error {
 	err = errors.Join(
 		unix.SetsockoptLinger(fd, unix.SOL_SOCKET, unix.SO_LINGER, &unix.Linger{Onoff: 1}),
 		unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_SNDTIMEO, new(unix.NsecToTimeval(int64(patience)))),
+		unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, new(unix.NsecToTimeval(int64(patience)))),
 		unix.Connect(fd, to))
+	if err == nil {
+		// Until the server has dropped it: connections must not pile up there.
+		_, err = unix.Read(fd, make([]byte, 1))
+	}
 	return errors.Join(err, unix.Close(fd))
 }
 
@@ -170,7 +175,8 @@ func startLoad(b testing.TB, h *netlab.Host, mode string, to netip.AddrPort, too
 	must(b, err)
 	var out bytes.Buffer
 	cmd := exec.Command(self)
-	cmd.Env = append(os.Environ(), fmt.Sprintf("%s=%s %s %s", loadVar, mode, to, took))
+	// The signals that preempt goroutines would interrupt what blocks in the kernel.
+	cmd.Env = append(os.Environ(), "GODEBUG=asyncpreemptoff=1", fmt.Sprintf("%s=%s %s %s", loadVar, mode, to, took))
 	cmd.Stdout, cmd.Stderr = &out, os.Stderr
 	must(b, h.Start(cmd))
 	return func() (worked, failed int) {

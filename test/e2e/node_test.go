@@ -138,6 +138,7 @@ func TestNode(t *testing.T) {
 	})
 
 	t.Run("no API server: the rules stay, and it is said once", func(t *testing.T) {
+		agent.Stop(syscall.SIGTERM)
 		other := w.Start(t, &w.node.Host, "node", "--node-name", "node1", "--kubeconfig", unreachable(t), "--config",
 			cluster.Write(t, "node.yaml", "apiVersion: config.fairlead.dev/v1alpha1\nkind: NodeConfiguration\nhealthz: {bindAddress: \"0\"}\nmetrics: {bindAddress: \"0\"}\n"))
 		other.Says("API server unreachable")
@@ -161,12 +162,12 @@ func TestNodeWithoutRights(t *testing.T) {
 
 	w.Kubeconfig = w.KubeconfigOf(t, envtest.User{Name: "nobody"})
 	agent = w.run(t, "--node-name", "node1")
-	for _, resource := range []string{"services", "endpointslices", "nodes"} {
+	for _, resource := range []string{"services", "endpointslices", "nodes", "servicecidrs"} {
 		agent.Says(`is forbidden: User \"nobody\" cannot watch resource \"` + resource + `\"`)
 	}
 	must(t, w.ask(&w.node.Host, w.vip))
 	agent.Stop(syscall.SIGTERM)
-	if lines := strings.Count(strings.TrimSpace(agent.Output.String()), "\n") + 1; lines != 3 {
+	if lines := strings.Count(strings.TrimSpace(agent.Output.String()), "\n") + 1; lines != 4 {
 		t.Errorf("%d lines, want one for each resource:\n%s", lines, agent.Output)
 	}
 }

@@ -191,6 +191,7 @@ func TestParity(t *testing.T) {
 		for _, s := range specs {
 			again, names := generate(r, s.number)
 			s.endpoints = again.endpoints
+			s.settleAffinity()
 			told[s] += "; then " + strings.Join(names, ", ")
 			w.update(t, s)
 		}

@@ -128,7 +128,8 @@ func (s *side) try(q question, at netip.AddrPort, patience time.Duration) string
 		return "refused"
 	case errors.Is(err, syscall.EPERM):
 		return "stopped" // a packet of the client's own kernel, dropped or rejected
-	case errors.Is(err, context.DeadlineExceeded):
+	case errors.Is(err, context.DeadlineExceeded), errors.Is(err, syscall.ENETUNREACH), errors.Is(err, syscall.EHOSTUNREACH):
+		// What no rule takes up ends at the lab's gateway, which says so from time to time.
 		return "silence"
 	case err != nil:
 		return err.Error()

@@ -65,7 +65,10 @@ var features = []feature{
 	{"internalTrafficPolicy Local", 0.3, func(_ *rand.Rand, s *spec) {
 		s.service.InternalTrafficPolicy = new(corev1.ServiceInternalTrafficPolicyLocal)
 	}},
-	{"session affinity", 0.2, func(_ *rand.Rand, s *spec) { s.service.SessionAffinity = corev1.ServiceAffinityClientIP }},
+	{"session affinity", 0.2, func(_ *rand.Rand, s *spec) {
+		s.service.SessionAffinity = corev1.ServiceAffinityClientIP
+		s.settleAffinity()
+	}},
 	{"source ranges", 0.3, func(r *rand.Rand, s *spec) {
 		if s.service.Type == corev1.ServiceTypeLoadBalancer {
 			s.service.LoadBalancerSourceRanges = [][]string{
@@ -136,6 +139,14 @@ func (s *spec) keep(wanted func(endpoint) bool) {
 		}
 	}
 	s.endpoints = kept
+}
+
+// settleAffinity leaves no endpoint out of which the source would tell which one chance
+// picked: what the node itself serves is never masqueraded.
+func (s *spec) settleAffinity() {
+	if s.service.SessionAffinity == corev1.ServiceAffinityClientIP {
+		s.keep(func(e endpoint) bool { return e.host != "node" })
+	}
 }
 
 func (s *spec) headless() {
