@@ -108,8 +108,10 @@ func TestEstablished(t *testing.T) {
 			return start()
 		}},
 		{"the tables made anew", func() []svc {
-			s.sinks[0].nft("flush", "ruleset")
-			s.sinks[0].check()
+			s.sinks[0].nft("add rule ip fairlead refuse drop; add rule ip6 fairlead refuse drop")
+			if wrote := s.sinks[0].check(); !wrote.Installed {
+				s.t.Errorf("a check wrote %+v, want the tables made anew", wrote)
+			}
 			return start()
 		}},
 		{"another configuration", func() []svc {
