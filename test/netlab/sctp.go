@@ -209,8 +209,8 @@ func (h *Host) listenSCTP(ctx context.Context, family string) (*net.IPConn, erro
 	return packets.(*net.IPConn), nil
 }
 
-// serveSCTP answers each INIT to the Echo's port until conn is closed.
-func (e *Echo) serveSCTP(conn *net.IPConn, family string) {
+// serveSCTP answers each INIT to the port until conn is closed.
+func (e *Echo) serveSCTP(conn *net.IPConn, family string, port uint16) {
 	var b [maxReply]byte
 	var control [256]byte
 	for {
@@ -226,12 +226,12 @@ func (e *Echo) serveSCTP(conn *net.IPConn, family string) {
 			packet = packet[min(n, int(packet[0]&0xf)*4):]
 		}
 		p, ok, err := parseSCTP(packet)
-		if !ok || err != nil || p.chunk != sctpInit || p.destination != e.Port {
+		if !ok || err != nil || p.chunk != sctpInit || p.destination != port {
 			continue
 		}
 		source, _ := netip.AddrFromSlice(from.IP)
 		answer := sctpPacket{
-			source: e.Port, destination: p.source, verification: p.tag, chunk: sctpInitAck, tag: p.tag,
+			source: port, destination: p.source, verification: p.tag, chunk: sctpInitAck, tag: p.tag,
 			cookie: []byte(formatReply(e.Name, netip.AddrPortFrom(source, p.source))),
 		}
 		// A client that cannot be reached is the client's loss.
