@@ -8,10 +8,8 @@ import (
 	"testing"
 	"time"
 
-	"github.com/go-logr/logr"
 	"golang.org/x/sys/unix"
 	"k8s.io/apimachinery/pkg/util/wait"
-	"k8s.io/utils/clock"
 
 	"fairlead.dev/fairlead/internal/ipfamily"
 	"fairlead.dev/fairlead/internal/service"
@@ -93,7 +91,6 @@ func TestNothingIsRemovedDuringAWrite(t *testing.T) {
 // TestFailedPassIsMadeUpFor: what a pass could not do, a later one does.
 func TestFailedPassIsMadeUpFor(t *testing.T) {
 	l := newLab(t)
-	l.cleaner = New(clock.RealClock{}, logr.Discard())
 	l.write(l.web("a"))
 	conn := l.dial(l.pods["pod"], "udp", netip.AddrPortFrom(vips["ClusterIP"][ipfamily.IPv4], port))
 	wantAnswer(t, conn, "a")

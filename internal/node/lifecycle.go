@@ -32,7 +32,8 @@ type begun struct {
 }
 
 // prepare is what comes before the first port is opened and the first rule written: it
-// waits until no other agent runs here, and refuses to start beside a kube-proxy. It returns ctx's error when that ends first. The caller unlocks at the end.
+// waits until no other agent runs here, and refuses to start beside a kube-proxy. It
+// returns ctx's error when that ends first. The caller unlocks at the end.
 func prepare(ctx context.Context, cfg *v1alpha1.NodeConfiguration, logger logr.Logger) (*begun, error) {
 	unlock, err := takeLock(ctx, logger)
 	if err != nil {

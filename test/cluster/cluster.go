@@ -17,14 +17,12 @@ import (
 	"testing"
 	"time"
 
-	"github.com/go-logr/logr"
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
 	"sigs.k8s.io/controller-runtime/pkg/envtest"
-	"sigs.k8s.io/controller-runtime/pkg/log"
 
 	"fairlead.dev/fairlead/test/netlab"
 )
@@ -37,12 +35,6 @@ const (
 	poll = 10 * time.Millisecond
 )
 
-// Main runs m inside a world of its own; it is all of a TestMain.
-func Main(m *testing.M) {
-	log.SetLogger(logr.Discard()) // of envtest; failures carry their own words
-	netlab.Main(m)
-}
-
 // Cluster is a control plane on the LAN of a lab, and the binary under test.
 type Cluster struct {
 	Lab        *netlab.Lab
@@ -51,76 +43,28 @@ type Cluster struct {
 	Kubeconfig string // path of an administrator's
 	Binary     string // path
 
-	env *envtest.Environment
+	plane *plane
 }
 
-// New starts a control plane and builds the binary. Both go at the end of the test.
-func New(t testing.TB) *Cluster {
-	t.Helper()
-	lab, err := netlab.New()
-	must(t, err)
-	t.Cleanup(func() { must(t, lab.Close()) })
-	c := &Cluster{Lab: lab, Binary: Build(t)}
-	env := &envtest.Environment{
-		BinaryAssetsDirectory: assets(),
-	}
-	server := env.ControlPlane.GetAPIServer()
-	server.Address, server.Port = lab.Gateway().IPv4.String(), "6443"
-	server.Configure().Set("service-cluster-ip-range", "10.96.0.0/16,fd00:10:96::/112")
-	env.ControlPlane.Etcd = &envtest.Etcd{}
-	env.ControlPlane.Etcd.Configure().Append("unsafe-no-fsync")
-	config, err := env.Start()
-	must(t, err)
-	t.Cleanup(func() { must(t, env.Stop()) })
-	config.QPS = -1
-	c.Config = config
-	c.Client, err = kubernetes.NewForConfig(config)
-	must(t, err)
-	c.env = env
-	c.Kubeconfig = c.KubeconfigOf(t, envtest.User{Name: "e2e", Groups: []string{"system:masters"}})
-	return c
-}
-
-// built is where `make control-plane` puts what it makes.
-var built = filepath.Join("..", "..", "bin", "controlplane")
-
-// assets is the directory of the control plane's binaries.
-func assets() string {
-	if dir := os.Getenv("KUBEBUILDER_ASSETS"); dir != "" {
-		return dir
-	}
-	return built
-}
-
-// InstallCRDs installs ours.
+// InstallCRDs installs ours for the length of the test.
 func (c *Cluster) InstallCRDs(t testing.TB) {
 	t.Helper()
-	_, err := envtest.InstallCRDs(c.Config, envtest.CRDInstallOptions{
+	options := envtest.CRDInstallOptions{
 		Paths: []string{filepath.Join("..", "..", "config", "crd", "bases")}, ErrorIfPathMissing: true,
-	})
+	}
+	_, err := envtest.InstallCRDs(c.Config, options)
 	must(t, err)
+	t.Cleanup(func() { must(t, envtest.UninstallCRDs(c.Config, options)) })
 }
 
 // KubeconfigOf returns the path of a kubeconfig of a user, who may do what RBAC says.
 func (c *Cluster) KubeconfigOf(t testing.TB, u envtest.User) string {
 	t.Helper()
-	user, err := c.env.AddUser(u, c.Config)
+	user, err := c.plane.env.AddUser(u, c.Config)
 	must(t, err)
 	raw, err := user.KubeConfig()
 	must(t, err)
 	return Write(t, "kubeconfig", string(raw))
-}
-
-// Build returns the binary under test, built from this tree.
-func Build(t testing.TB) string {
-	t.Helper()
-	path := filepath.Join(t.TempDir(), "fairlead")
-	cmd := exec.CommandContext(t.Context(), "go", "build", "-trimpath", "-o", path, "fairlead.dev/fairlead")
-	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
-	if out, err := cmd.CombinedOutput(); err != nil {
-		t.Fatalf("building fairlead: %v\n%s", err, out)
-	}
-	return path
 }
 
 // Write writes a file for the length of the test and returns its path.

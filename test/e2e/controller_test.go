@@ -18,7 +18,7 @@ import (
 // TestController runs `fairlead controller` without a configuration file: endpoints, an
 // address out of a pool, kept over a restart.
 func TestController(t *testing.T) {
-	c := cluster.New(t)
+	c := cluster.Share(t)
 	c.AddNode(t, "node1")
 	addPod(t, c, "web-1", "10.244.1.2")
 	svc := &corev1.Service{

@@ -36,6 +36,12 @@ func nodeUser(t *testing.T, c *cluster.Cluster) string {
 		Subjects:   []rbacv1.Subject{{APIGroup: rbacv1.GroupName, Kind: rbacv1.UserKind, Name: "node"}},
 	}, metav1.CreateOptions{})
 	must(t, err)
+	t.Cleanup(func() {
+		ctx, cancel := timeout()
+		defer cancel()
+		must(t, c.Client.RbacV1().ClusterRoleBindings().Delete(ctx, role.Name, metav1.DeleteOptions{}))
+		must(t, c.Client.RbacV1().ClusterRoles().Delete(ctx, role.Name, metav1.DeleteOptions{}))
+	})
 	return c.KubeconfigOf(t, envtest.User{Name: "node"})
 }
 
@@ -80,7 +86,7 @@ func saysHealth(t *testing.T, from *netlab.Host, at netip.AddrPort, status, endp
 // nothing but the rights that a node is installed with.
 func TestHealthCheckNodePort(t *testing.T) {
 	const port = 32100
-	c := cluster.New(t)
+	c := cluster.Share(t)
 	one, two := c.AddNode(t, "node1"), c.AddNode(t, "node2")
 	balancer, err := c.Lab.AddClient("balancer")
 	must(t, err)

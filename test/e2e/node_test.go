@@ -30,7 +30,7 @@ type nodeWorld struct {
 }
 
 func newNodeWorld(t *testing.T) *nodeWorld {
-	c := cluster.New(t)
+	c := cluster.Share(t)
 	w := &nodeWorld{Cluster: c, node: c.AddNode(t, "node1")}
 	pod, err := w.node.AddPod("web-1")
 	must(t, err)
