@@ -174,7 +174,7 @@ func (s *Sink) repair() error {
 		return s.install(s.program)
 	}
 	changes := Diff(have, s.program.Ruleset)
-	if len(changes.Classes) > 0 || s.write(changes) != nil {
+	if len(changes.Classes()) > 0 || s.write(changes) != nil {
 		return s.install(s.program) // a chain is there still whose number somebody took
 	}
 	s.known = true
@@ -245,14 +245,13 @@ func (s *Sink) install(next Program) error {
 		return err
 	}
 	s.touched = false // what was written before this goes
-	changes := Diff(Ruleset{}, next.Ruleset)
 	b := s.tables()
-	b.addChanges(changes)
+	n := b.addChanges(Diff(Ruleset{}, next.Ruleset))
 	if err := s.commit(b); err != nil {
 		return err
 	}
 	s.program, s.known = next, true
-	s.last = Written{Elements: changes.Len(), Installed: true}
+	s.last = Written{Elements: n, Installed: true}
 	return s.mark()
 }
 
@@ -269,16 +268,16 @@ func (s *Sink) tables() *batch {
 
 // write carries out changes on tables that are otherwise intact.
 func (s *Sink) write(changes Changes) error {
-	if changes.Len() == 0 {
+	b := &batch{}
+	n := b.addChanges(changes)
+	if n == 0 {
 		return nil
 	}
-	b := &batch{}
-	b.addChanges(changes)
 	if err := s.commit(b); err != nil {
 		return err
 	}
-	s.last.Elements += changes.Len()
-	if len(changes.Classes) > 0 {
+	s.last.Elements += n
+	if len(changes.Classes()) > 0 {
 		return s.mark()
 	}
 	return nil
@@ -293,21 +292,23 @@ func (s *Sink) commit(b *batch) error {
 	return nil
 }
 
-// addChanges puts changes into b: the chains that are led to come first, those that
-// nothing leads to any more go last.
-func (b *batch) addChanges(changes Changes) {
+// addChanges puts changes into b, and returns how many entries they are. The chains that
+// are led to come first, those that nothing leads to any more go last.
+func (b *batch) addChanges(changes Changes) int {
+	classes := changes.Classes()
 	for _, f := range ipfamily.All {
-		for _, ch := range changes.Classes {
+		for _, ch := range classes {
 			if ch.HasNew && !ch.HadOld {
 				b.addClass(f, ch.Key, ch.New)
 			}
 		}
 	}
-	for _, phase := range changes.phases() {
+	edits := changes.phases()
+	for _, phase := range edits.sets {
 		b.addEdits(phase)
 	}
 	for _, f := range ipfamily.All {
-		for _, ch := range changes.Classes {
+		for _, ch := range classes {
 			if ch.HadOld {
 				b.deleteClass(f, ch.Key, ch.Old)
 			}
@@ -316,6 +317,7 @@ func (b *batch) addChanges(changes Changes) {
 			}
 		}
 	}
+	return edits.len + len(classes)
 }
 
 // mark writes down what the chains and rules are now, for later to know them by. Where
