@@ -110,7 +110,6 @@ func TestAffinity(t *testing.T) {
 
 		lost := own[s.pod]
 		s.apply(long(without(webs, lost)))
-		s.forgetFlows() // as the agent does: a UDP port that is used again would meet the old flow
 		own[s.pod] = s.answers(t, ask, s.pod, f, clusterIP, 1)
 		if own[s.pod] == lost {
 			t.Errorf("%s answers when it is no endpoint any more", lost)

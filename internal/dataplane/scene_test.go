@@ -158,14 +158,6 @@ func (s *scene) ip(args ...string) {
 	}
 }
 
-// forgetFlows empties the connection tracking of node1.
-func (s *scene) forgetFlows() {
-	s.t.Helper()
-	if out, err := s.nodes[0].Output(s.t.Context(), "conntrack", "-F"); err != nil {
-		s.t.Fatalf("conntrack -F: %v\n%s", err, out)
-	}
-}
-
 // apply writes the rules of the services on all nodes.
 func (s *scene) apply(services ...svc) {
 	s.t.Helper()
