@@ -77,7 +77,9 @@ const manyClients = 64
 func (s *scene) census(t *testing.T, f ipfamily.Family, i int) (out []string) {
 	t.Helper()
 	for n := range manyClients {
-		name, err := askFrom(t, s.client, manyAddr(f, n), s.vip(f, s.client, loadBalancerIP, i))
+		// Another port each time, so that no flow of before shows the way.
+		s.asked++
+		name, err := askFrom(t, s.client, netip.AddrPortFrom(manyAddr(f, n), s.asked), s.vip(f, s.client, loadBalancerIP, i))
 		must(t, err)
 		out = append(out, name)
 	}
@@ -88,11 +90,11 @@ func manyAddr(f ipfamily.Family, n int) netip.Addr {
 	return netip.MustParseAddr(fmt.Sprintf([...]string{ipfamily.IPv4: "172.18.0.%d", ipfamily.IPv6: "fd00:172:18::1:%d"}[f], 128+n))
 }
 
-// askFrom asks over UDP from an address of the host.
-func askFrom(t *testing.T, h *netlab.Host, source netip.Addr, vip netip.AddrPort) (string, error) {
+// askFrom asks over UDP from an address and port of the host.
+func askFrom(t *testing.T, h *netlab.Host, source, vip netip.AddrPort) (string, error) {
 	ctx, cancel := context.WithTimeout(t.Context(), testTimeout)
 	defer cancel()
-	conn, err := h.ListenPacket(ctx, "udp", netip.AddrPortFrom(source, 0).String())
+	conn, err := h.ListenPacket(ctx, "udp", source.String())
 	if err != nil {
 		return "", err
 	}

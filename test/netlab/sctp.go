@@ -112,8 +112,8 @@ func (h *Host) SCTP(ctx context.Context, addr netip.AddrPort) (name string, sour
 	stop := context.AfterFunc(ctx, func() { _ = conn.SetDeadline(time.Unix(1, 0)) })
 	defer stop()
 
-	n := sctpPorts.Add(1)
-	question := sctpPacket{source: uint16(1<<15 + n%(1<<15)), destination: addr.Port(), chunk: sctpInit, tag: n}
+	port := uint16(clientPort(&sctpPorts))
+	question := sctpPacket{source: port, destination: addr.Port(), chunk: sctpInit, tag: uint32(port)}
 	reply, err := question.ask(conn)
 	if err != nil {
 		return "", source, fmt.Errorf("asking %s from %s over SCTP: %w", addr, h.Name, errors.Join(ctx.Err(), err))
