@@ -272,6 +272,9 @@ func (k *kernel) transact(messages []netlink.Message) error {
 	}
 }
 
+// errTorn means that others wrote rules during a listing, which may have left some out.
+var errTorn = errors.New("others wrote")
+
 // errRefused means that the kernel did not accept a transaction for what is in it.
 var errRefused = errors.New("refused by the kernel")
 
@@ -315,7 +318,7 @@ func (k *kernel) get(msgType uint16, family byte, flags netlink.HeaderFlags, att
 			return replies, explain(err)
 		}
 	}
-	return nil, fmt.Errorf("listing nftables objects: others wrote during each of %d tries", dumpTries)
+	return nil, fmt.Errorf("listing nftables objects: %w in each of %d tries", errTorn, dumpTries)
 }
 
 // explain names the right that is missing.

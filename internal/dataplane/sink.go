@@ -12,7 +12,7 @@ import (
 	"fairlead.dev/fairlead/internal/service"
 )
 
-// readLimit is up to how many elements reading them back is worth while. The kernel
+// readLimit is up to how many elements damage is found by reading them. The kernel
 // walks a map from its beginning for each datagram of a listing. Measured with Services
 // of 10 endpoints on TCP and UDP, 33 elements each: 1,000 take 0.06 s and 4,000 take
 // 0.28 s, while making them anew takes 0.13 s and 0.44 s (BenchmarkReadBack).
@@ -107,13 +107,11 @@ func (s *Sink) advance(snapshot *service.Snapshot) error {
 	return nil
 }
 
-// load reads what is installed, takes over what it can, and brings it to snapshot. It
-// makes everything anew where that is cheaper, or the only way.
+// load reads what is installed, takes over what it can, and brings it to snapshot: what
+// the clients' affinity is, only the kernel knows. It makes everything anew where that
+// is the only way.
 func (s *Sink) load(snapshot *service.Snapshot) error {
 	anew := func() error { return s.install(Compile(Program{}, snapshot)) }
-	if elements(snapshot) > readLimit {
-		return anew()
-	}
 	have, intact, err := s.read()
 	if err != nil {
 		return err
@@ -224,7 +222,7 @@ func (s *Sink) read() (have Ruleset, intact bool, err error) {
 	}
 	have, err = s.kernel.contents()
 	switch {
-	case errors.Is(err, fs.ErrNotExist), errors.Is(err, errForeign):
+	case errors.Is(err, fs.ErrNotExist), errors.Is(err, errForeign), errors.Is(err, errTorn):
 		return have, false, nil
 	case err != nil:
 		return have, false, err
