@@ -58,10 +58,6 @@ var differences = []difference{
 		return q.client == "endpoint" && slices.Contains(theirs, "silence") &&
 			slices.ContainsFunc(q.spec.endpoints, func(e endpoint) bool { return e.noNode && e.host == "local-1" })
 	}},
-	{"TCP is refused with RST; kube-proxy's ICMPv6 port unreachable does not end a connect at once", func(q question, ours, theirs answers) bool {
-		return q.protocol == corev1.ProtocolTCP && q.family == ipfamily.IPv6 &&
-			slices.Equal(ours, answers{"refused"}) && slices.Equal(theirs, answers{"silence"})
-	}},
 }
 
 // world is a cluster with both sides.
