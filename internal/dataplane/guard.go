@@ -2,8 +2,8 @@ package dataplane
 
 import (
 	"errors"
-	"fmt"
 
+	"github.com/google/nftables/expr"
 	"github.com/mdlayher/netlink"
 	"golang.org/x/sys/unix"
 
@@ -11,7 +11,7 @@ import (
 )
 
 const (
-	// guardName is a table beside ours that has no rules.
+	// guardName is a table beside ours that decides nothing.
 	guardName = TableName + "-guard"
 
 	// tableOwner is NFT_TABLE_F_OWNER (linux/netfilter/nf_tables.h, from 5.12 on): the
@@ -21,38 +21,37 @@ const (
 )
 
 // guard keeps connections that stand from breaking while others have deleted or disabled
-// our tables. With the last chain for nat the kernel stops to translate at all: what an
+// our tables. With the last rules for it the kernel stops to track and translate at all: what an
 // endpoint sends then reaches its client from an address which that does not know, and is
-// answered with a reset. So one more chain for nat, which nobody can take away, stays for
+// answered with a reset. So one more chain, which nobody can take away, stays for
 // as long as the agent runs. When that ends, our tables are there still.
 type guard struct {
 	conn        *netlink.Conn // nil while it does not stand
 	unsupported bool
 }
 
-// stand sets the guard up where it does not stand yet.
-func (g *guard) stand() error {
+// stand sets the guard up where it does not stand yet. What keeps it from that, such as
+// the guard of another agent that is about to end, is no reason not to write rules: it is
+// tried again the next time.
+func (g *guard) stand() {
 	if g.conn != nil || g.unsupported {
-		return nil
+		return
 	}
 	conn, err := netlink.Dial(unix.NETLINK_NETFILTER, nil)
 	if err != nil {
-		return fmt.Errorf("opening a netlink socket: %w", explain(err))
+		return
 	}
 	b := &batch{}
 	for _, f := range ipfamily.All {
 		b.addGuard(f)
 	}
-	if err := errors.Join(b.err, (&kernel{conn: conn}).transact(b.messages)); err != nil {
-		err = errors.Join(fmt.Errorf("making the tables %s: %w", guardName, err), conn.Close())
+	if err := (&kernel{conn: conn}).transact(b.messages); err != nil {
+		_ = conn.Close() // only a second close can fail
 		// Older kernels do not know the flag.
-		if g.unsupported = errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.EINVAL); g.unsupported {
-			return nil
-		}
-		return err
+		g.unsupported = errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.EINVAL)
+		return
 	}
 	g.conn = conn
-	return nil
 }
 
 func (b *batch) addGuard(f ipfamily.Family) {
@@ -72,4 +71,10 @@ func (b *batch) addGuard(f ipfamily.Family) {
 			return nil
 		})
 	})
+	// A rule about connections, whatever it says, keeps them tracked (nft_ct.c,
+	// nft_ct_get_init).
+	b.addRuleTo(guardName, f, chainPostrouting,
+		&expr.Ct{Key: expr.CtKeyDIRECTION, Register: 1},
+		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: []byte{0}},
+		&expr.Verdict{Kind: expr.VerdictAccept})
 }

@@ -23,6 +23,7 @@ const readLimit = 150_000
 type Sink struct {
 	cfg    Config
 	kernel kernel
+	guard  guard
 
 	// program is what was compiled last and is in the kernel, once known is true.
 	// known is false at first and after every failed write: the kernel is read then.
@@ -72,6 +73,7 @@ func (s *Sink) Apply(ctx context.Context, snapshot *service.Snapshot) error {
 	if err := ctx.Err(); err != nil {
 		return err
 	}
+	s.guard.stand()
 	gone := s.refused.forget(snapshot)
 	err := s.bring(s.refused.without(snapshot, s.program.Snapshot))
 	if errors.Is(err, errRefused) {
@@ -149,6 +151,7 @@ func (s *Sink) Check(ctx context.Context) error {
 	if err := ctx.Err(); err != nil {
 		return err
 	}
+	s.guard.stand()
 	if !s.known {
 		return nil // the next Apply finds out
 	}

@@ -158,8 +158,12 @@ func (b *batch) addChain(f ipfamily.Family, name string, h *hook) {
 }
 
 func (b *batch) addRule(f ipfamily.Family, chain string, exprs ...expr.Any) {
+	b.addRuleTo(TableName, f, chain, exprs...)
+}
+
+func (b *batch) addRuleTo(table string, f ipfamily.Family, chain string, exprs ...expr.Any) {
 	b.add(f, unix.NFT_MSG_NEWRULE, netlink.Create|netlink.Append, func(ae *netlink.AttributeEncoder) {
-		ae.String(unix.NFTA_RULE_TABLE, TableName)
+		ae.String(unix.NFTA_RULE_TABLE, table)
 		ae.String(unix.NFTA_RULE_CHAIN, chain)
 		ae.Nested(unix.NFTA_RULE_EXPRESSIONS, func(nae *netlink.AttributeEncoder) error {
 			for _, e := range exprs {

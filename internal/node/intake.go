@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"sync"
+	"time"
 
 	"github.com/go-logr/logr"
 	corev1 "k8s.io/api/core/v1"
@@ -14,6 +15,7 @@ import (
 	"k8s.io/apimachinery/pkg/fields"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/apimachinery/pkg/util/wait"
 	apiwatch "k8s.io/apimachinery/pkg/watch"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/tools/cache"
@@ -180,6 +182,12 @@ func nameOf(o metav1.Object) types.NamespacedName {
 // +kubebuilder:rbac:groups=discovery.k8s.io,resources=endpointslices,verbs=get;list;watch
 // +kubebuilder:rbac:groups=networking.k8s.io,resources=servicecidrs,verbs=get;list;watch
 
+// rewatch is the wait between tries to watch. The promise is that the rules are right
+// within 2 s after the API server is back, and client-go's own waits grow to a minute. A
+// node has four watches, so it makes some three tries a second; what is too much for an
+// API server that is back, its priority and fairness holds up (KEP-1040).
+var rewatch = wait.Backoff{Duration: 200 * time.Millisecond, Factor: 2, Jitter: 0.5, Steps: 4, Cap: time.Second}
+
 // source is where the objects of a kind come from.
 type source[T metav1.Object] struct {
 	rest     cache.Getter
@@ -239,7 +247,8 @@ func start[T metav1.Object](ctx context.Context, in *intake, logger logr.Logger,
 		return out, err
 	}
 	// Every client here can stream listings, but for API servers that cannot.
-	reflector := cache.NewReflectorWithOptions(lw, from.example, store, cache.ReflectorOptions{Name: from.resource})
+	backoff := rewatch
+	reflector := cache.NewReflectorWithOptions(lw, from.example, store, cache.ReflectorOptions{Name: from.resource, Backoff: &backoff})
 	// The reflector would say the same at every try.
 	go reflector.RunWithContext(klog.NewContext(ctx, logr.Discard()))
 }

@@ -54,7 +54,10 @@ func TestTwoAgents(t *testing.T) {
 	w := newNodeWorld(t)
 	first := w.run(t, "--node-name", "node1")
 	w.answers(t)
-	rules := func() string { return cluster.NFT(t, &w.node.Host, "-a", "list", "ruleset") }
+	// Without the guard, which goes with the first and comes with the second.
+	rules := func() string {
+		return cluster.NFT(t, &w.node.Host, "-a", "list table ip fairlead") + cluster.NFT(t, &w.node.Host, "-a", "list table ip6 fairlead")
+	}
 	before := rules()
 	stop := w.keepAsking(t, w.client, w.byNodePort)
 
