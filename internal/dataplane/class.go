@@ -101,12 +101,12 @@ func (b *batch) addClass(f ipfamily.Family, number uint32, c Class) {
 	} else {
 		shapeOf(f).addPickRules(b, name, c)
 	}
-	b.addElements(f, mapDispatch, []element{{key: native(number), goTo: name}})
+	b.addElements(f, mapDispatch, listOf(element{key: native(number), goTo: name}))
 }
 
 // deleteClass takes both away.
 func (b *batch) deleteClass(f ipfamily.Family, number uint32, c Class) {
-	b.deleteElements(f, mapDispatch, []element{{key: native(number)}})
+	b.deleteElements(f, mapDispatch, listOf(element{key: native(number)}))
 	b.deleteChain(f, c.chain())
 	if c.Affinity > 0 {
 		b.deleteChain(f, knownChain(c))

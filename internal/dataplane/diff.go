@@ -1,6 +1,7 @@
 package dataplane
 
 import (
+	"iter"
 	"net/netip"
 	"slices"
 
@@ -23,59 +24,68 @@ type HandleChange struct {
 	Old, New netip.AddrPort
 }
 
-// Changes is what turns one Ruleset into another.
-type Changes struct {
-	Frontends []persistent.Change[Frontend, Target]
-	Fences    []persistent.Change[Frontend, Fence]
-	Slots     []SlotChange
-	Handles   []HandleChange
-	Members   []persistent.Change[Member, struct{}]
-	Classes   []persistent.Change[uint32, Class]
-}
-
-// Len returns the number of entries that differ.
-func (c Changes) Len() int {
-	return len(c.Frontends) + len(c.Fences) + len(c.Slots) + len(c.Handles) + len(c.Members) + len(c.Classes)
-}
+// Changes is what turns one Ruleset into another. What differs is found when it is asked
+// for, and nowhere stored: at a start that is everything.
+type Changes struct{ have, want Ruleset }
 
 // Diff returns what turns have into want. It costs what differs, where want was
 // compiled from the Program of have.
-func Diff(have, want Ruleset) Changes {
-	return Changes{
-		Frontends: collect(have.Frontends, want.Frontends, same[Target]),
-		Fences:    collect(have.Fences, want.Fences, Fence.equal),
-		Members:   collect(have.Members, want.Members, same[struct{}]),
-		Classes:   collect(have.Classes, want.Classes, same[Class]),
-	}.withSlots(have, want)
+func Diff(have, want Ruleset) Changes { return Changes{have, want} }
+
+// Frontends iterates over the frontends that differ.
+func (c Changes) Frontends() iter.Seq[persistent.Change[Frontend, Target]] {
+	return persistent.Diff(c.have.Frontends, c.want.Frontends, same[Target])
 }
 
-func same[V comparable](a, b V) bool { return a == b }
-
-func collect[K comparable, V any](have, want persistent.Map[K, V], equal func(a, b V) bool) []persistent.Change[K, V] {
-	return slices.Collect(persistent.Diff(have, want, equal))
+// Fences iterates over the fences that differ.
+func (c Changes) Fences() iter.Seq[persistent.Change[Frontend, Fence]] {
+	return persistent.Diff(c.have.Fences, c.want.Fences, Fence.equal)
 }
 
-func (c Changes) withSlots(have, want Ruleset) Changes {
-	for ch := range persistent.Diff(have.Slots, want.Slots, slices.Equal) {
-		for i := range max(len(ch.Old), len(ch.New)) {
-			if before, after := slot(ch.Old, i), slot(ch.New, i); before != after {
-				c.Slots = append(c.Slots, SlotChange{Key: ch.Key, Slot: uint32(i), Old: before, New: after})
-			}
-		}
-		before, after := handles(ch.Old), handles(ch.New)
-		for handle, addr := range before {
-			if after[handle] != addr {
-				c.Handles = append(c.Handles, HandleChange{ch.Key, handle, addr, after[handle]})
-			}
-		}
-		for handle, addr := range after {
-			if !before[handle].IsValid() {
-				c.Handles = append(c.Handles, HandleChange{Key: ch.Key, Handle: handle, New: addr})
+// Members iterates over the members of sets that differ.
+func (c Changes) Members() iter.Seq[persistent.Change[Member, struct{}]] {
+	return persistent.Diff(c.have.Members, c.want.Members, same[struct{}])
+}
+
+// Classes returns the classes that differ.
+func (c Changes) Classes() []persistent.Change[uint32, Class] {
+	return slices.Collect(persistent.Diff(c.have.Classes, c.want.Classes, same[Class]))
+}
+
+// Slots iterates over the slots that differ.
+func (c Changes) Slots() iter.Seq[SlotChange] {
+	return func(yield func(SlotChange) bool) {
+		for ch := range persistent.Diff(c.have.Slots, c.want.Slots, slices.Equal) {
+			for i := range max(len(ch.Old), len(ch.New)) {
+				before, after := slot(ch.Old, i), slot(ch.New, i)
+				if before != after && !yield(SlotChange{Key: ch.Key, Slot: uint32(i), Old: before, New: after}) {
+					return
+				}
 			}
 		}
 	}
-	return c
 }
+
+// Handles iterates over the handles that differ.
+func (c Changes) Handles() iter.Seq[HandleChange] {
+	return func(yield func(HandleChange) bool) {
+		for ch := range persistent.Diff(c.have.Slots, c.want.Slots, slices.Equal) {
+			before, after := handles(ch.Old), handles(ch.New)
+			for handle, addr := range before {
+				if after[handle] != addr && !yield(HandleChange{ch.Key, handle, addr, after[handle]}) {
+					return
+				}
+			}
+			for handle, addr := range after {
+				if !before[handle].IsValid() && !yield(HandleChange{Key: ch.Key, Handle: handle, New: addr}) {
+					return
+				}
+			}
+		}
+	}
+}
+
+func same[V comparable](a, b V) bool { return a == b }
 
 // handles returns the endpoints of slots that have a handle; nil for none.
 func handles(slots []Slot) map[uint32]netip.AddrPort {

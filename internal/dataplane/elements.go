@@ -16,7 +16,7 @@ type setRef struct {
 }
 
 // edits are the elements to delete from and to add to one set.
-type edits struct{ del, add []element }
+type edits struct{ del, add elementList }
 
 // frontendMaps and memberSets are the names of the kernel's sets.
 var (
@@ -33,54 +33,70 @@ var (
 // phases are the edits by the order for where they do not all fit into one transaction:
 // endpoints come before what leads to them and go after it, what holds off comes before
 // what lets in, and what refuses comes last.
-type phases [3]map[setRef]*edits
+type phases struct {
+	sets [3]map[setRef]*edits
+	len  int // entries that differ
+}
 
 func (p *phases) at(phase int, f ipfamily.Family, set string) *edits {
-	e := p[phase][setRef{f, set}]
+	e := p.sets[phase][setRef{f, set}]
 	if e == nil {
 		e = &edits{}
-		p[phase][setRef{f, set}] = e
+		p.sets[phase][setRef{f, set}] = e
 	}
 	return e
 }
 
 // phases returns the edits of c, but for its classes.
 func (c Changes) phases() phases {
-	out := phases{{}, {}, {}}
-	for _, ch := range c.Slots {
+	out := phases{sets: [3]map[setRef]*edits{{}, {}, {}}}
+	for ch := range c.Slots() {
 		out.changeSlot(ch)
+		out.len++
 	}
-	for _, ch := range c.Handles {
-		phase := 0
-		if !ch.New.IsValid() {
-			phase = 2
-		}
-		e := out.at(phase, ch.Key.Family, mapAffinityEndpoints)
-		key := native(handleWord(ch.Key.ID, ch.Handle))
-		if ch.Old.IsValid() {
-			e.del = append(e.del, element{key: key})
-		}
-		if ch.New.IsValid() {
-			e.add = append(e.add, element{key: key, data: addrPortBytes(ch.New)})
-		}
+	for ch := range c.Handles() {
+		out.changeHandle(ch)
+		out.len++
 	}
-	for _, ch := range c.Frontends {
-		e := out.at(1, ipfamily.Of(ch.Key.Addr), frontendMaps[ch.Key.Table])
-		key := frontendBytes(ch.Key)
-		if ch.HadOld {
-			e.del = append(e.del, element{key: key})
-		}
-		if ch.HasNew {
-			e.add = append(e.add, element{key: key, data: native(ch.New.scratch())})
-		}
+	for ch := range c.Frontends() {
+		out.changeFrontend(ch)
+		out.len++
 	}
-	for _, ch := range c.Fences {
+	for ch := range c.Fences() {
 		out.changeFence(ch)
+		out.len++
 	}
-	for _, ch := range c.Members {
+	for ch := range c.Members() {
 		out.changeMember(ch)
+		out.len++
 	}
 	return out
+}
+
+func (p *phases) changeHandle(ch HandleChange) {
+	phase := 0
+	if !ch.New.IsValid() {
+		phase = 2
+	}
+	e := p.at(phase, ch.Key.Family, mapAffinityEndpoints)
+	key := native(handleWord(ch.Key.ID, ch.Handle))
+	if ch.Old.IsValid() {
+		e.del.append(element{key: key})
+	}
+	if ch.New.IsValid() {
+		e.add.append(element{key: key, data: addrPortBytes(ch.New)})
+	}
+}
+
+func (p *phases) changeFrontend(ch persistent.Change[Frontend, Target]) {
+	e := p.at(1, ipfamily.Of(ch.Key.Addr), frontendMaps[ch.Key.Table])
+	key := frontendBytes(ch.Key)
+	if ch.HadOld {
+		e.del.append(element{key: key})
+	}
+	if ch.HasNew {
+		e.add.append(element{key: key, data: native(ch.New.scratch())})
+	}
 }
 
 func (p *phases) changeSlot(ch SlotChange) {
@@ -92,12 +108,12 @@ func (p *phases) changeSlot(ch SlotChange) {
 	if ch.Old.Addr.IsValid() {
 		set, _ := slotElement(key, ch.Key, ch.Old)
 		e := p.at(phase, ch.Key.Family, set)
-		e.del = append(e.del, element{key: key})
+		e.del.append(element{key: key})
 	}
 	if ch.New.Addr.IsValid() {
 		set, el := slotElement(key, ch.Key, ch.New)
 		e := p.at(phase, ch.Key.Family, set)
-		e.add = append(e.add, el)
+		e.add.append(el)
 	}
 }
 
@@ -118,9 +134,9 @@ func (p *phases) changeFence(ch persistent.Change[Frontend, Fence]) {
 	change := func(set string, had, has bool) {
 		switch e := p.at(phase, f, set); {
 		case had && !has:
-			e.del = append(e.del, element{key: key})
+			e.del.append(element{key: key})
 		case has && !had:
-			e.add = append(e.add, element{key: key})
+			e.add.append(element{key: key})
 		}
 	}
 	change(setFenced, ch.HadOld, ch.HasNew)
@@ -128,12 +144,12 @@ func (p *phases) changeFence(ch persistent.Change[Frontend, Fence]) {
 	allowed := p.at(phase, f, setAllowed)
 	for _, r := range ch.Old.Ranges {
 		if !slices.Contains(ch.New.Ranges, r) {
-			allowed.del = append(allowed.del, allowedElement(key, r))
+			allowed.del.append(allowedElement(key, r))
 		}
 	}
 	for _, r := range ch.New.Ranges {
 		if !slices.Contains(ch.Old.Ranges, r) {
-			allowed.add = append(allowed.add, allowedElement(key, r))
+			allowed.add.append(allowedElement(key, r))
 		}
 	}
 }
@@ -145,9 +161,9 @@ func (p *phases) changeMember(ch persistent.Change[Member, struct{}]) {
 	}
 	e := p.at(phase, f, memberSets[ch.Key.Set])
 	if ch.HasNew {
-		e.add = append(e.add, memberElements(ch.Key)...)
+		e.add.append(memberElements(ch.Key)...)
 	} else {
-		e.del = append(e.del, memberElements(ch.Key)...)
+		e.del.append(memberElements(ch.Key)...)
 	}
 }
 

@@ -190,7 +190,7 @@ func (b *batch) addLayout(cfg Config, f ipfamily.Family) {
 		b.addClass(f, n+1, Class{Slots: n + 1})
 	}
 	for _, number := range []uint32{refuseClass, dropClass} {
-		b.addElements(f, mapDispatch, []element{{key: native(number), goTo: standardChain(number)}})
+		b.addElements(f, mapDispatch, listOf(element{key: native(number), goTo: standardChain(number)}))
 	}
 }
 

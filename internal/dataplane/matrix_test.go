@@ -45,7 +45,7 @@ func each(t *testing.T, name string, run func(t *testing.T, ask request, f ipfam
 	t.Helper()
 	for _, p := range protocols {
 		for _, f := range ipfamily.All {
-			t.Run(fmt.Sprintf("%s/%s %s", name, p.name, f), func(t *testing.T) { run(t, p.ask, f, p.refusal) })
+			t.Run(strings.TrimPrefix(fmt.Sprintf("%s/%s %s", name, p.name, f), "/"), func(t *testing.T) { run(t, p.ask, f, p.refusal) })
 		}
 	}
 }

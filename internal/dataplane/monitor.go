@@ -28,7 +28,8 @@ const (
 // monitor hears of every change of nf_tables in this network namespace that other
 // sockets than ours made.
 type monitor struct {
-	conn *netlink.Conn
+	conn   *netlink.Conn
+	missed bool // others may have written while we did not listen
 }
 
 // listen starts to hear, or goes on with another socket of ours to leave out.
@@ -40,10 +41,11 @@ func (m *monitor) listen(own uint32) error {
 		}
 		// Refused without privileges on the host; then it overflows sooner.
 		_ = conn.SetReadBuffer(monitorBuffer)
-		if err := conn.JoinGroup(unix.NFNLGRP_NFTABLES); err != nil {
-			return errors.Join(fmt.Errorf("subscribing to nftables: %w", explain(err)), conn.Close())
-		}
 		m.conn = conn
+		if err := m.join(); err != nil {
+			m.conn = nil
+			return errors.Join(err, conn.Close())
+		}
 	}
 	// The kernel compares words in network order.
 	sender := binary.BigEndian.Uint32(binary.NativeEndian.AppendUint32(nil, own))
@@ -62,6 +64,20 @@ func (m *monitor) listen(own uint32) error {
 	return nil
 }
 
+func (m *monitor) join() error {
+	if err := m.conn.JoinGroup(unix.NFNLGRP_NFTABLES); err != nil {
+		return fmt.Errorf("subscribing to nftables: %w", explain(err))
+	}
+	return nil
+}
+
+func (m *monitor) leave() error {
+	if err := m.conn.LeaveGroup(unix.NFNLGRP_NFTABLES); err != nil {
+		return fmt.Errorf("unsubscribing from nftables: %w", err)
+	}
+	return nil
+}
+
 // touched says whether others changed our tables since it was asked last, or may have.
 // It never waits.
 func (m *monitor) touched() (bool, error) {
@@ -72,7 +88,8 @@ func (m *monitor) touched() (bool, error) {
 	if err != nil {
 		return false, err
 	}
-	var touched bool
+	touched := m.missed
+	m.missed = false
 	buffer := make([]byte, datagram)
 	readErr := raw.Read(func(fd uintptr) bool {
 		for {

@@ -12,7 +12,7 @@ import (
 	"fairlead.dev/fairlead/internal/service"
 )
 
-// readLimit is up to how many elements reading them back is worth while. The kernel
+// readLimit is up to how many elements damage is found by reading them. The kernel
 // walks a map from its beginning for each datagram of a listing. Measured with Services
 // of 10 endpoints on TCP and UDP, 33 elements each: 1,000 take 0.06 s and 4,000 take
 // 0.28 s, while making them anew takes 0.13 s and 0.44 s (BenchmarkReadBack).
@@ -109,13 +109,11 @@ func (s *Sink) advance(snapshot *service.Snapshot) error {
 	return nil
 }
 
-// load reads what is installed, takes over what it can, and brings it to snapshot. It
-// makes everything anew where that is cheaper, or the only way.
+// load reads what is installed, takes over what it can, and brings it to snapshot: what
+// the clients' affinity is, only the kernel knows. It makes everything anew where that
+// is the only way.
 func (s *Sink) load(snapshot *service.Snapshot) error {
 	anew := func() error { return s.install(Compile(Program{}, snapshot)) }
-	if elements(snapshot) > readLimit {
-		return anew()
-	}
 	have, intact, err := s.read()
 	if err != nil {
 		return err
@@ -177,7 +175,7 @@ func (s *Sink) repair() error {
 		return s.install(s.program)
 	}
 	changes := Diff(have, s.program.Ruleset)
-	if len(changes.Classes) > 0 || s.write(changes) != nil {
+	if len(changes.Classes()) > 0 || s.write(changes) != nil {
 		return s.install(s.program) // a chain is there still whose number somebody took
 	}
 	s.known = true
@@ -251,14 +249,13 @@ func (s *Sink) install(next Program) error {
 		return err
 	}
 	s.touched = false // what was written before this goes
-	changes := Diff(Ruleset{}, next.Ruleset)
 	b := s.tables()
-	b.addChanges(changes)
+	n := b.addChanges(Diff(Ruleset{}, next.Ruleset))
 	if err := s.commit(b); err != nil {
 		return err
 	}
 	s.program, s.known = next, true
-	s.last = Written{Elements: changes.Len(), Installed: true}
+	s.last = Written{Elements: n, Installed: true}
 	return s.mark()
 }
 
@@ -275,16 +272,16 @@ func (s *Sink) tables() *batch {
 
 // write carries out changes on tables that are otherwise intact.
 func (s *Sink) write(changes Changes) error {
-	if changes.Len() == 0 {
+	b := &batch{}
+	n := b.addChanges(changes)
+	if n == 0 {
 		return nil
 	}
-	b := &batch{}
-	b.addChanges(changes)
 	if err := s.commit(b); err != nil {
 		return err
 	}
-	s.last.Elements += changes.Len()
-	if len(changes.Classes) > 0 {
+	s.last.Elements += n
+	if len(changes.Classes()) > 0 {
 		return s.mark()
 	}
 	return nil
@@ -299,21 +296,23 @@ func (s *Sink) commit(b *batch) error {
 	return nil
 }
 
-// addChanges puts changes into b: the chains that are led to come first, those that
-// nothing leads to any more go last.
-func (b *batch) addChanges(changes Changes) {
+// addChanges puts changes into b, and returns how many entries they are. The chains that
+// are led to come first, those that nothing leads to any more go last.
+func (b *batch) addChanges(changes Changes) int {
+	classes := changes.Classes()
 	for _, f := range ipfamily.All {
-		for _, ch := range changes.Classes {
+		for _, ch := range classes {
 			if ch.HasNew && !ch.HadOld {
 				b.addClass(f, ch.Key, ch.New)
 			}
 		}
 	}
-	for _, phase := range changes.phases() {
+	edits := changes.phases()
+	for _, phase := range edits.sets {
 		b.addEdits(phase)
 	}
 	for _, f := range ipfamily.All {
-		for _, ch := range changes.Classes {
+		for _, ch := range classes {
 			if ch.HadOld {
 				b.deleteClass(f, ch.Key, ch.Old)
 			}
@@ -322,6 +321,7 @@ func (b *batch) addChanges(changes Changes) {
 			}
 		}
 	}
+	return edits.len + len(classes)
 }
 
 // mark writes down what the chains and rules are now, for later to know them by. Where

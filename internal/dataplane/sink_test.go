@@ -274,6 +274,41 @@ func TestLoadInParts(t *testing.T) {
 	}
 }
 
+// TestForeignWritesDuringLoad: what others write while a large load is under way, when
+// the sink does not listen, is found as well.
+func TestForeignWritesDuringLoad(t *testing.T) {
+	w := newWorld(t, 1)
+	sink, all := w.on(t, 0), big(1000)
+	sink.apply(snapshot(nil, all[:1]...))
+	stop, done := make(chan struct{}), make(chan struct{})
+	go func() {
+		defer close(done)
+		for i := 0; ; i++ {
+			select {
+			case <-stop:
+				return
+			default:
+				_, err := w.nodes[0].Output(t.Context(), "nft", fmt.Sprintf("add element ip fairlead cluster_ips { 192.0.2.%d }", i%250+1))
+				if err != nil && t.Context().Err() == nil {
+					t.Error(err)
+					return
+				}
+			}
+		}
+	}()
+	for i := range 5 {
+		sink.apply(snapshot(nil, all[:1+999*(i%2)]...))
+	}
+	close(stop)
+	<-done
+	want := snapshot(nil, all...)
+	sink.apply(want)
+	sink.check()
+	if wrote := w.on(t, 0).apply(want); wrote != (dataplane.Written{}) {
+		t.Errorf("a new agent wrote %+v", wrote)
+	}
+}
+
 func TestNoPermission(t *testing.T) {
 	w := newWorld(t, 1)
 	err := w.nodes[0].Do(func() error { return withoutCapabilities(dataplane.NewSink(dataplane.Config{}).Probe) })

@@ -250,27 +250,43 @@ func byteOrders(def setDef) []byte {
 	return out
 }
 
-func (b *batch) addElements(f ipfamily.Family, set string, elems []element) {
+func (b *batch) addElements(f ipfamily.Family, set string, elems elementList) {
 	b.elements(f, set, unix.NFT_MSG_NEWSETELEM, netlink.Create, elems)
 }
 
-func (b *batch) deleteElements(f ipfamily.Family, set string, elems []element) {
+func (b *batch) deleteElements(f ipfamily.Family, set string, elems elementList) {
 	b.elements(f, set, unix.NFT_MSG_DELSETELEM, 0, elems)
 }
 
-func (b *batch) elements(f ipfamily.Family, set string, msgType uint16, flags netlink.HeaderFlags, elems []element) {
-	for len(elems) > 0 {
-		n := min(len(elems), elementsPerMessage)
-		list := make([]byte, 0, n*72)
-		for _, e := range elems[:n] {
-			list = e.appendTo(list)
-		}
+func (b *batch) elements(f ipfamily.Family, set string, msgType uint16, flags netlink.HeaderFlags, elems elementList) {
+	for _, list := range elems.lists {
 		b.add(f, msgType, flags, func(ae *netlink.AttributeEncoder) {
 			ae.String(unix.NFTA_SET_ELEM_LIST_TABLE, TableName)
 			ae.String(unix.NFTA_SET_ELEM_LIST_SET, set)
 			ae.Bytes(unix.NLA_F_NESTED|unix.NFTA_SET_ELEM_LIST_ELEMENTS, list)
 		})
-		elems = elems[n:]
+	}
+}
+
+// elementList are elements as they stand in messages, as many to each as fit.
+type elementList struct {
+	lists [][]byte
+	last  int // elements in the last list
+}
+
+func listOf(elems ...element) (out elementList) {
+	out.append(elems...)
+	return out
+}
+
+func (l *elementList) append(elems ...element) {
+	for _, e := range elems {
+		if len(l.lists) == 0 || l.last == elementsPerMessage {
+			l.lists, l.last = append(l.lists, nil), 0
+		}
+		at := &l.lists[len(l.lists)-1]
+		*at = e.appendTo(*at)
+		l.last++
 	}
 }
 

@@ -50,9 +50,9 @@ func load(arguments string) error {
 	case "serve":
 		return serve(at)
 	case "connect":
-		worked, failed, err = connectAll(at, took, 0)
+		worked, failed = connectAll(at, took, 0)
 	case "trickle":
-		worked, failed, err = connectAll(at, took, time.Millisecond)
+		worked, failed = connectAll(at, took, time.Millisecond)
 	case "pingpong":
 		worked, failed, err = pingPong(at, took)
 	default:
@@ -95,7 +95,7 @@ func serve(at *unix.SockaddrInet4) error {
 }
 
 // connectAll makes and resets connections, with a pause after each.
-func connectAll(to unix.Sockaddr, took, pause time.Duration) (worked, failed int, err error) {
+func connectAll(to unix.Sockaddr, took, pause time.Duration) (worked, failed int) {
 	var group sync.WaitGroup
 	var mu sync.Mutex
 	end := time.Now().Add(took)
@@ -119,7 +119,7 @@ func connectAll(to unix.Sockaddr, took, pause time.Duration) (worked, failed int
 		})
 	}
 	group.Wait()
-	return worked, failed, nil
+	return worked, failed
 }
 
 func connect(to unix.Sockaddr) error {

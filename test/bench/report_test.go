@@ -15,7 +15,6 @@ type result struct {
 	changes               []time.Duration
 	cpu                   time.Duration
 	cpuChanges            int
-	measured              time.Duration
 	burst                 []time.Duration
 	burstCommits          []int
 	settled, peak         []float64 // MiB
@@ -27,7 +26,7 @@ type result struct {
 	failed                int
 }
 
-// row is one figure of a peer; its text where it is no number.
+// row is one figure of a peer, which may have none.
 type row struct {
 	name, unit string
 	of         func(*result) (value float64, ok bool)

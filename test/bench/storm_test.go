@@ -89,7 +89,7 @@ func (f *field) churn(b testing.TB, site *site, r *result) {
 }
 
 const (
-	// slice of each measurement of traffic, which is short and repeated in turn.
+	// Traffic is measured in short slices, repeated in turn, so that both meet the same noise.
 	trafficTime   = 500 * time.Millisecond
 	trafficRounds = 4
 )

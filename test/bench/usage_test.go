@@ -84,7 +84,7 @@ func resident(pid int) int64 {
 	lists, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/children", pid))
 	for _, list := range lists {
 		raw, _ := os.ReadFile(list) // the thread may have ended
-		for _, child := range strings.Fields(string(raw)) {
+		for child := range strings.FieldsSeq(string(raw)) {
 			if id, err := strconv.Atoi(child); err == nil {
 				total += resident(id)
 			}

@@ -4,8 +4,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"iter"
 	"math/rand/v2"
 	"net/netip"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -109,10 +111,22 @@ func (w *faultWorld) right(ctx context.Context) error {
 		return err
 	}
 	want := dataplane.Compile(dataplane.Adopt(have.Ruleset, snapshot), snapshot)
-	if changes := dataplane.Diff(have.Ruleset, want.Ruleset); changes.Len() > 0 || !have.Ours {
-		return fmt.Errorf("rules are ours: %t, wrong: %.1000s", have.Ours, fmt.Sprintf("%+v", changes))
+	if wrong := different(dataplane.Diff(have.Ruleset, want.Ruleset)); len(wrong) > 0 || !have.Ours {
+		return fmt.Errorf("rules are ours: %t, wrong: %.1000s", have.Ours, strings.Join(wrong, "\n"))
 	}
 	return nil
+}
+
+// different says in words what the changes are.
+func different(c dataplane.Changes) []string {
+	return slices.Concat(words(c.Frontends()), words(c.Fences()), words(c.Members()), words(slices.Values(c.Classes())), words(c.Slots()), words(c.Handles()))
+}
+
+func words[T any](all iter.Seq[T]) (out []string) {
+	for one := range all {
+		out = append(out, fmt.Sprintf("%+v", one))
+	}
+	return out
 }
 
 // becomesRight waits until the kernel has what the API says, and fails where that is

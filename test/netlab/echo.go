@@ -71,7 +71,8 @@ func (e *Echo) serve(h *Host, family string) error {
 	}
 	e.serving.Go(func() { _ = e.server.Serve(listener) }) // ends with ErrServerClosed
 	e.serving.Go(func() { e.serveUDP(conn) })
-	e.serving.Go(func() { e.serveSCTP(associations, family) })
+	port := e.Port
+	e.serving.Go(func() { e.serveSCTP(associations, family, port) })
 	return nil
 }
 

@@ -103,6 +103,13 @@ func (n *Node) plug(pod *Host) error {
 	if err := n.ns.nl.LinkAdd(veth); err != nil {
 		return fmt.Errorf("adding link %s: %w", pod.Port, err)
 	}
+	if n.bridge != nil {
+		// Where bridges call netfilter, a packet that a pod sends itself by way of the
+		// node goes back through the port it came from.
+		if err := n.ns.nl.LinkSetHairpin(veth, true); err != nil {
+			return fmt.Errorf("setting hairpin mode of %s: %w", pod.Port, err)
+		}
+	}
 	if err := pod.setUp(); err != nil {
 		return err
 	}

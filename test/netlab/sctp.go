@@ -112,8 +112,8 @@ func (h *Host) SCTP(ctx context.Context, addr netip.AddrPort) (name string, sour
 	stop := context.AfterFunc(ctx, func() { _ = conn.SetDeadline(time.Unix(1, 0)) })
 	defer stop()
 
-	n := sctpPorts.Add(1)
-	question := sctpPacket{source: uint16(1<<15 + n%(1<<15)), destination: addr.Port(), chunk: sctpInit, tag: n}
+	port := uint16(clientPort(&sctpPorts))
+	question := sctpPacket{source: port, destination: addr.Port(), chunk: sctpInit, tag: uint32(port)}
 	reply, err := question.ask(conn)
 	if err != nil {
 		return "", source, fmt.Errorf("asking %s from %s over SCTP: %w", addr, h.Name, errors.Join(ctx.Err(), err))
@@ -209,8 +209,8 @@ func (h *Host) listenSCTP(ctx context.Context, family string) (*net.IPConn, erro
 	return packets.(*net.IPConn), nil
 }
 
-// serveSCTP answers each INIT to the Echo's port until conn is closed.
-func (e *Echo) serveSCTP(conn *net.IPConn, family string) {
+// serveSCTP answers each INIT to the port until conn is closed.
+func (e *Echo) serveSCTP(conn *net.IPConn, family string, port uint16) {
 	var b [maxReply]byte
 	var control [256]byte
 	for {
@@ -226,12 +226,12 @@ func (e *Echo) serveSCTP(conn *net.IPConn, family string) {
 			packet = packet[min(n, int(packet[0]&0xf)*4):]
 		}
 		p, ok, err := parseSCTP(packet)
-		if !ok || err != nil || p.chunk != sctpInit || p.destination != e.Port {
+		if !ok || err != nil || p.chunk != sctpInit || p.destination != port {
 			continue
 		}
 		source, _ := netip.AddrFromSlice(from.IP)
 		answer := sctpPacket{
-			source: e.Port, destination: p.source, verification: p.tag, chunk: sctpInitAck, tag: p.tag,
+			source: port, destination: p.source, verification: p.tag, chunk: sctpInitAck, tag: p.tag,
 			cookie: []byte(formatReply(e.Name, netip.AddrPortFrom(source, p.source))),
 		}
 		// A client that cannot be reached is the client's loss.

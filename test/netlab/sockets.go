@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"net/netip"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"time"
 )
@@ -112,9 +113,9 @@ func (h *Host) HTTP(ctx context.Context, addr netip.AddrPort) (name string, sour
 // that refuses itself. There the send fails with EPERM, as it does where the
 // datagram is dropped in silence; what follows tells the two apart.
 func (h *Host) UDP(ctx context.Context, addr netip.AddrPort) (name string, source netip.AddrPort, err error) {
-	conn, err := h.DialContext(ctx, "udp", addr.String())
+	conn, err := h.dialUDP(ctx, addr)
 	if err != nil {
-		return "", source, err
+		return "", source, fmt.Errorf("dialing from %s: %w", h.Name, err)
 	}
 	defer func() { _ = conn.Close() }() // nothing was written that could be lost
 	// A deadline in the past wakes the read below up.
@@ -131,6 +132,29 @@ func (h *Host) UDP(ctx context.Context, addr netip.AddrPort) (name string, sourc
 	}
 	return parseReply(reply[:n])
 }
+
+// udpPorts counts the ports of clients up. The kernel would choose at random, now and
+// then one whose flow is still tracked, and the datagram would go the old way.
+var udpPorts atomic.Uint32
+
+// dialUDP opens a socket of a port that was not used lately.
+func (h *Host) dialUDP(ctx context.Context, addr netip.AddrPort) (net.Conn, error) {
+	for {
+		dialer := net.Dialer{LocalAddr: &net.UDPAddr{Port: clientPort(&udpPorts)}}
+		var conn net.Conn
+		err := h.Do(func() (err error) {
+			conn, err = dialer.DialContext(ctx, "udp", addr.String())
+			return err
+		})
+		if !errors.Is(err, syscall.EADDRINUSE) {
+			return conn, err
+		}
+	}
+}
+
+// clientPort returns the next port of a client: one in the upper half, where neither
+// Services nor node ports are.
+func clientPort(last *atomic.Uint32) int { return 1<<15 + int(last.Add(1)%(1<<15)) }
 
 // formatReply returns what an Echo answers.
 func formatReply(name string, source netip.AddrPort) string {

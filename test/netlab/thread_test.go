@@ -15,6 +15,8 @@ import (
 // where names the namespace of the calling thread.
 func where(t *testing.T) string {
 	t.Helper()
+	runtime.LockOSThread() // or the name may be read when another goroutine has the thread
+	defer runtime.UnlockOSThread()
 	link, err := os.Readlink(fmt.Sprintf("/proc/self/task/%d/ns/net", unix.Gettid()))
 	if err != nil {
 		t.Error(err)
