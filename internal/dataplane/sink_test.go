@@ -247,6 +247,26 @@ func TestOtherConfiguration(t *testing.T) {
 	}
 }
 
+// TestOverlappingRanges: a range that another takes the place of, which overlaps with it,
+// is an edit of two elements like others.
+func TestOverlappingRanges(t *testing.T) {
+	w := newWorld(t, 1)
+	sink := w.on(t, 0)
+	at := func(ranges ...string) *service.Snapshot {
+		fenced := svc{name: "a", clusterIPs: []string{"10.96.0.1"}, lbIPs: []string{"192.0.2.9"}, port: 80, target: 80}.with(sourceRanges(ranges...))
+		return surroundings{node: "node1", podCIDRs: prefixes(ranges...), serviceCIDRs: prefixes(ranges...)}.of(fenced)
+	}
+	sink.apply(at("10.0.0.0/16"))
+	for _, ranges := range [][]string{{"10.0.0.0/17"}, {"10.0.0.0/16"}, {"10.0.0.0/8", "192.168.0.0/16"}, {"10.0.128.0/17", "192.168.0.0/17"}, {"0.0.0.0/1"}, {"10.0.0.0/16"}} {
+		if wrote := sink.apply(at(ranges...)); wrote.Installed || wrote.Elements == 0 {
+			t.Errorf("for %v it wrote %+v", ranges, wrote)
+		}
+		if wrote := w.on(t, 0).apply(at(ranges...)); wrote != (dataplane.Written{}) {
+			t.Errorf("a new agent with %v wrote %+v", ranges, wrote)
+		}
+	}
+}
+
 // TestCancelled shows that an agent that is told to stop writes nothing more.
 func TestCancelled(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
