@@ -279,11 +279,16 @@ var errTorn = errors.New("others wrote")
 var errRefused = errors.New("refused by the kernel")
 
 // refusal tells what a message of the kernel says of a transaction from what befell the
-// socket, or the right to use it.
+// socket, or the right to use it, or from a want of memory, which passes.
 func refusal(err error) error {
 	var op *netlink.OpError
-	if !errors.As(err, &op) || op.Timeout() || errors.Is(err, unix.ENOBUFS) || errors.Is(err, unix.EPERM) || errors.Is(err, unix.EINTR) {
+	if !errors.As(err, &op) || op.Timeout() {
 		return err
+	}
+	for _, other := range []error{unix.ENOBUFS, unix.ENOMEM, unix.EPERM, unix.EINTR} {
+		if errors.Is(err, other) {
+			return err
+		}
 	}
 	return fmt.Errorf("%w: %w", errRefused, err)
 }

@@ -122,8 +122,11 @@ func (s *Sink) load(snapshot *service.Snapshot) error {
 		return anew()
 	}
 	next := Compile(Adopt(have, snapshot), snapshot)
-	if err := s.write(Diff(have, next.Ruleset)); err != nil {
+	switch err := s.write(Diff(have, next.Ruleset)); {
+	case errors.Is(err, errRefused):
 		return anew() // it is not what it looked like
+	case err != nil:
+		return err // what is there stays, and with it what is known of clients
 	}
 	s.program, s.known = next, true
 	return nil
