@@ -45,6 +45,11 @@ const (
 var ErrPermission = errors.New("no permission to use nftables: CAP_NET_ADMIN is missing " +
 	"(run as root, or add NET_ADMIN to securityContext.capabilities)")
 
+// ErrKernel means that the kernel does not take the rules that are the same for all
+// Services. Trying again can help only where a module comes to be there.
+var ErrKernel = errors.New("the kernel cannot take the rules, whatever Services there are: " +
+	"Linux 5.9 or later is needed (5.11 for counters), with CONFIG_NF_TABLES and its NAT, MASQ, REJECT, HASH and NUMGEN")
+
 // kernel is a connection to nf_tables of the network namespace that it was opened in.
 type kernel struct {
 	conn    *netlink.Conn

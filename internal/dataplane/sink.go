@@ -8,6 +8,8 @@ import (
 	"fmt"
 	"io/fs"
 
+	"golang.org/x/sys/unix"
+
 	"fairlead.dev/fairlead/internal/ipfamily"
 	"fairlead.dev/fairlead/internal/service"
 )
@@ -76,6 +78,9 @@ func (s *Sink) Apply(ctx context.Context, snapshot *service.Snapshot) error {
 	s.guard.stand()
 	gone := s.refused.forget(snapshot)
 	err := s.bring(s.refused.without(snapshot, s.program.Snapshot))
+	if errors.Is(err, unix.EOPNOTSUPP) { // which nothing of a Service can be
+		return fmt.Errorf("%w: %w", ErrKernel, err)
+	}
 	if errors.Is(err, errRefused) {
 		if found, findErr := s.setApart(snapshot); !found || findErr != nil {
 			return errors.Join(err, findErr)

@@ -234,6 +234,24 @@ func TestRefusedService(t *testing.T) {
 	leads(0, "10.1.0.8 . 80")
 }
 
+// TestKernelWithoutTheRules: where the kernel takes the tables not even without Services,
+// the error says so, at once and whatever the number of Services, and names none of them.
+func TestKernelWithoutTheRules(t *testing.T) {
+	w := newWorld(t, 1)
+	// It compares up to 16 bytes of a name.
+	sink := w.on(t, 0, dataplane.Config{Local: dataplane.LocalTraffic{InterfacePrefix: "longer-than-any-name"}})
+	all := snapshot(nil, big(300)...)
+	var err error
+	start := time.Now()
+	must(t, w.nodes[0].Do(func() error { err = sink.Apply(t.Context(), all); return nil }))
+	if !errors.Is(err, dataplane.ErrKernel) {
+		t.Errorf("after %s Apply() = %v, want ErrKernel", time.Since(start), err)
+	}
+	if n := sink.Program().Refused.Len(); n > 0 {
+		t.Errorf("%d Services are refused", n)
+	}
+}
+
 // TestOtherConfiguration shows that rules made for another configuration are replaced.
 func TestOtherConfiguration(t *testing.T) {
 	w := newWorld(t, 1)
