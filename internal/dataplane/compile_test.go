@@ -124,3 +124,50 @@ func TestOneEndpoint(t *testing.T) {
 		})
 	}
 }
+
+// TestMoreEndpointsThanHandles: a Service with affinity and more endpoints than can have
+// a handle, at once or one after the other, uses those that fit, and says so.
+func TestMoreEndpointsThanHandles(t *testing.T) {
+	of := func(first, n int) svc {
+		s := svc{name: "a", clusterIPs: []string{"10.0.0.1"}, port: 80, target: 80, protocols: []corev1.Protocol{corev1.ProtocolTCP}}.with(affinity(60))
+		for i := first; i < first+n; i++ {
+			s.endpoints = append(s.endpoints, fmt.Sprintf("10.1.%d.%d", i/250, i%250))
+		}
+		return s
+	}
+	for name, tc := range map[string]struct {
+		steps     []svc
+		endpoints int
+		refused   bool
+	}{
+		"as many as fit": {steps: []svc{of(0, dataplane.MaxEndpoints)}, endpoints: dataplane.MaxEndpoints},
+		"more":           {steps: []svc{of(0, dataplane.MaxEndpoints+10)}, endpoints: dataplane.MaxEndpoints, refused: true},
+		"all replaced":   {steps: []svc{of(0, 5000), of(5000, 5000), of(0, 5000)}, endpoints: 5000},
+		"less again":     {steps: []svc{of(0, dataplane.MaxEndpoints+10), of(5, dataplane.MaxEndpoints)}, endpoints: dataplane.MaxEndpoints},
+	} {
+		t.Run(name, func(t *testing.T) {
+			var program dataplane.Program
+			for _, s := range tc.steps {
+				compiled := make(chan dataplane.Program, 1)
+				go func() { compiled <- dataplane.Compile(program, snapshot(nil, s)) }()
+				select {
+				case program = <-compiled:
+				case <-time.After(testTimeout):
+					t.Fatal("Compile does not end")
+				}
+			}
+			handles := map[uint32]bool{}
+			for _, slots := range program.Ruleset.Slots.All() {
+				for _, s := range slots {
+					handles[s.Handle] = true
+				}
+			}
+			if len(handles) != tc.endpoints || handles[0] {
+				t.Errorf("%d handles, 0 among them: %t; want %d", len(handles), handles[0], tc.endpoints)
+			}
+			if refused := program.Refused.Len() > 0; refused != tc.refused {
+				t.Errorf("refused: %t, want %t", refused, tc.refused)
+			}
+		})
+	}
+}

@@ -156,7 +156,10 @@ func (p *phases) changeFence(ch persistent.Change[Frontend, Fence]) {
 
 func (p *phases) changeMember(ch persistent.Change[Member, struct{}]) {
 	f, phase := ipfamily.Of(ch.Key.Range.Addr()), 2
-	if ch.HasNew && ch.Key.Set != clusterIPSet && ch.Key.Set != serviceCIDRSet {
+	switch {
+	case ch.Key.Set == podSet:
+		phase = 0 // both: what goes may overlap with what comes, and goes first
+	case ch.HasNew && ch.Key.Set != clusterIPSet && ch.Key.Set != serviceCIDRSet:
 		phase = 0
 	}
 	e := p.at(phase, f, memberSets[ch.Key.Set])

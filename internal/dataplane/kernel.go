@@ -45,6 +45,11 @@ const (
 var ErrPermission = errors.New("no permission to use nftables: CAP_NET_ADMIN is missing " +
 	"(run as root, or add NET_ADMIN to securityContext.capabilities)")
 
+// ErrKernel means that the kernel does not take the rules that are the same for all
+// Services. Trying again can help only where a module comes to be there.
+var ErrKernel = errors.New("the kernel cannot take the rules, whatever Services there are: " +
+	"Linux 5.9 or later is needed (5.11 for counters), with CONFIG_NF_TABLES and its NAT, MASQ, REJECT, HASH and NUMGEN")
+
 // kernel is a connection to nf_tables of the network namespace that it was opened in.
 type kernel struct {
 	conn    *netlink.Conn
@@ -279,11 +284,16 @@ var errTorn = errors.New("others wrote")
 var errRefused = errors.New("refused by the kernel")
 
 // refusal tells what a message of the kernel says of a transaction from what befell the
-// socket, or the right to use it.
+// socket, or the right to use it, or from a want of memory, which passes.
 func refusal(err error) error {
 	var op *netlink.OpError
-	if !errors.As(err, &op) || op.Timeout() || errors.Is(err, unix.ENOBUFS) || errors.Is(err, unix.EPERM) || errors.Is(err, unix.EINTR) {
+	if !errors.As(err, &op) || op.Timeout() {
 		return err
+	}
+	for _, other := range []error{unix.ENOBUFS, unix.ENOMEM, unix.EPERM, unix.EINTR} {
+		if errors.Is(err, other) {
+			return err
+		}
 	}
 	return fmt.Errorf("%w: %w", errRefused, err)
 }

@@ -46,9 +46,13 @@ func (c *compiler) equip(o *offer, svc *service.Service, p *service.Port, f ipfa
 // picks one.
 func (c *compiler) fill(svc *service.Service, p *service.Port, key SlotKey, backends []service.Backend, handles map[netip.AddrPort]uint32) uint32 {
 	want := spread(svc.Scheduler, backends)
-	if len(want) > MaxEndpoints {
-		c.refused.Set(svc.Name, fmt.Errorf("port %d: only the first %d of %d endpoints are used", p.Port, MaxEndpoints, len(want)))
-		want = want[:MaxEndpoints]
+	all := len(want)
+	if svc.Affinity > 0 { // those beyond the handles that there are
+		want = slices.DeleteFunc(want, func(a netip.AddrPort) bool { return handles[a] == 0 })
+	}
+	want = want[:min(len(want), MaxEndpoints)]
+	if len(want) < all {
+		c.refused.Set(svc.Name, fmt.Errorf("port %d: only %d of %d endpoints are used", p.Port, len(want), all))
 	}
 	if len(want) == 0 {
 		c.empty(key)
@@ -119,32 +123,57 @@ func place(old []Slot, want []netip.AddrPort, handles map[netip.AddrPort]uint32)
 }
 
 // handles returns the handle of each endpoint of p, nil without affinity. An endpoint
-// keeps its handle as long as it is one of them.
+// keeps its handle as long as it is one of them. Of more than MaxEndpoints, some have
+// none.
 func (c *compiler) handles(svc *service.Service, p *service.Port, f ipfamily.Family, id uint32) map[netip.AddrPort]uint32 {
 	if svc.Affinity == 0 {
 		return nil
 	}
-	known, used := map[netip.AddrPort]uint32{}, map[uint32]bool{}
-	var last uint32
-	for _, local := range []bool{false, true} {
-		slots, _ := c.slots.Get(SlotKey{f, setID(id, local)})
-		for _, s := range slots {
-			if s.Handle != 0 && !used[s.Handle] && known[s.Addr] == 0 {
-				known[s.Addr], used[s.Handle] = s.Handle, true
-				last = max(last, s.Handle)
-			}
+	known, used := c.knownHandles(f, id)
+	out := map[netip.AddrPort]uint32{}
+	var homeless []netip.AddrPort
+	for _, b := range slices.Concat(p.Local[f], p.Cluster[f]) {
+		if h := known[b.Addr]; h != 0 {
+			out[b.Addr] = h
+		} else {
+			homeless = append(homeless, b.Addr)
 		}
 	}
-	out := map[netip.AddrPort]uint32{}
-	for _, b := range slices.Concat(p.Cluster[f], p.Local[f]) {
-		if out[b.Addr] = known[b.Addr]; out[b.Addr] != 0 {
+	var last uint32
+	for h := range used {
+		last = max(last, h)
+	}
+	// What clients may remember of an endpoint that is gone leads nowhere, for as long as
+	// there are other handles.
+	if len(used)+len(homeless) > MaxEndpoints {
+		clear(used)
+		for _, h := range out {
+			used[h] = true
+		}
+	}
+	for _, a := range homeless {
+		if out[a] != 0 || len(used) == MaxEndpoints {
 			continue
 		}
 		for used[last%MaxEndpoints+1] {
 			last++
 		}
 		last = last%MaxEndpoints + 1
-		known[b.Addr], used[last], out[b.Addr] = last, true, last
+		used[last], out[a] = true, last
 	}
 	return out
+}
+
+// knownHandles returns the handles that the endpoints of a Service port have now.
+func (c *compiler) knownHandles(f ipfamily.Family, id uint32) (known map[netip.AddrPort]uint32, used map[uint32]bool) {
+	known, used = map[netip.AddrPort]uint32{}, map[uint32]bool{}
+	for _, local := range []bool{false, true} {
+		slots, _ := c.slots.Get(SlotKey{f, setID(id, local)})
+		for _, s := range slots {
+			if s.Handle != 0 && !used[s.Handle] && known[s.Addr] == 0 {
+				known[s.Addr], used[s.Handle] = s.Handle, true
+			}
+		}
+	}
+	return known, used
 }

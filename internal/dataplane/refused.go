@@ -53,8 +53,14 @@ func (r *refusals) without(snapshot, last *service.Snapshot) *service.Snapshot {
 }
 
 // setApart finds the Services for which the kernel refuses snapshot, and says whether
-// there are any. Nothing in the kernel changes.
+// there are any. It returns ErrKernel where none is to blame. Nothing in the kernel
+// changes.
 func (s *Sink) setApart(snapshot *service.Snapshot) (bool, error) {
+	if err := s.kernel.try(s.tables()); errors.Is(err, errRefused) {
+		return false, ErrKernel
+	} else if err != nil {
+		return false, err
+	}
 	last := s.program.Snapshot
 	if last == nil {
 		last = &service.Snapshot{}

@@ -22,7 +22,8 @@ const (
 	classBits = 13
 
 	// MaxEndpoints is how many slots one set of endpoints can have; of more endpoints
-	// of one family the first in address order are used.
+	// of one family the first in address order are used, with affinity those that are
+	// on this node or were there before.
 	MaxEndpoints = 1<<classBits - 1
 
 	// MaxPorts is how many Service ports there can be on one node. Each has two ids:

@@ -3,10 +3,12 @@ package dataplane_test
 import (
 	"fmt"
 	"net/netip"
+	"slices"
 	"testing"
 
 	"k8s.io/apimachinery/pkg/types"
 
+	"fairlead.dev/fairlead/api/v1alpha1"
 	"fairlead.dev/fairlead/internal/dataplane"
 	"fairlead.dev/fairlead/internal/ipfamily"
 	"fairlead.dev/fairlead/internal/persistent"
@@ -60,6 +62,23 @@ func TestWeights(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// TestManyWeights: weights that ask for more slots than there are leave no endpoint out,
+// and keep their proportion.
+func TestManyWeights(t *testing.T) {
+	weights := slices.Repeat([]uint16{v1alpha1.MaxWeight}, 200)
+	for i := range 100 {
+		weights[i] = v1alpha1.MaxWeight/2 - 1
+	}
+	slots := slotsOf(service.Random, len(weights), weights...)
+	got := shares(slots)
+	if len(slots) > dataplane.MaxEndpoints || len(got) != len(weights) {
+		t.Errorf("%d slots for %d endpoints, want no more than %d for %d", len(slots), len(got), dataplane.MaxEndpoints, len(weights))
+	}
+	if light, heavy := got["10.1.0.1"], got["10.1.0.200"]; heavy < 2*light-2 || heavy > 2*light+4 {
+		t.Errorf("weights 49 and 100 have %d and %d slots", light, heavy)
 	}
 }
 

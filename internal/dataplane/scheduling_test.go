@@ -12,6 +12,7 @@ import (
 	discoveryv1 "k8s.io/api/discovery/v1"
 
 	"fairlead.dev/fairlead/api/v1alpha1"
+	"fairlead.dev/fairlead/internal/dataplane"
 	"fairlead.dev/fairlead/internal/ipfamily"
 	"fairlead.dev/fairlead/test/netlab"
 )
@@ -175,5 +176,30 @@ func TestHashing(t *testing.T) {
 				t.Errorf("%s: %d clients of the other endpoints moved and %d stayed", key, moved, stayed)
 			}
 		}
+	}
+}
+
+// TestTurnsOfOthers: when a new agent starts, the turns of a set that went meanwhile, or
+// has another number of endpoints, go as they do while one runs.
+func TestTurnsOfOthers(t *testing.T) {
+	w := newWorld(t, 1)
+	turns := func(i, n int) svc {
+		s := svc{name: fmt.Sprint("s", i), clusterIPs: []string{fmt.Sprint("10.96.0.", i+1)}, port: 80, target: 80}.with(inTurn)
+		for e := range n {
+			s.endpoints = append(s.endpoints, fmt.Sprintf("10.1.%d.%d", i, e+1))
+		}
+		return s
+	}
+	w.on(t, 0).apply(snapshot(nil, turns(0, 3), turns(1, 3), turns(2, 3)))
+	sink := w.on(t, 0)
+	if wrote := sink.apply(snapshot(nil, turns(0, 3), turns(1, 4))); wrote.Installed {
+		t.Errorf("a new agent wrote %+v", wrote)
+	}
+	// One for TCP and one for UDP of each.
+	if n := sink.Program().Ruleset.Classes.Len(); n != 4 {
+		t.Errorf("there are %d chains for turns, want 4:\n%s", n, sink.nft("list", "chains"))
+	}
+	if wrote := w.on(t, 0).apply(snapshot(nil, turns(0, 3), turns(1, 4))); wrote != (dataplane.Written{}) {
+		t.Errorf("another one wrote %+v", wrote)
 	}
 }

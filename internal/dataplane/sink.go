@@ -8,6 +8,8 @@ import (
 	"fmt"
 	"io/fs"
 
+	"golang.org/x/sys/unix"
+
 	"fairlead.dev/fairlead/internal/ipfamily"
 	"fairlead.dev/fairlead/internal/service"
 )
@@ -76,6 +78,9 @@ func (s *Sink) Apply(ctx context.Context, snapshot *service.Snapshot) error {
 	s.guard.stand()
 	gone := s.refused.forget(snapshot)
 	err := s.bring(s.refused.without(snapshot, s.program.Snapshot))
+	if errors.Is(err, unix.EOPNOTSUPP) { // which nothing of a Service can be
+		return fmt.Errorf("%w: %w", ErrKernel, err)
+	}
 	if errors.Is(err, errRefused) {
 		if found, findErr := s.setApart(snapshot); !found || findErr != nil {
 			return errors.Join(err, findErr)
@@ -122,8 +127,11 @@ func (s *Sink) load(snapshot *service.Snapshot) error {
 		return anew()
 	}
 	next := Compile(Adopt(have, snapshot), snapshot)
-	if err := s.write(Diff(have, next.Ruleset)); err != nil {
+	switch err := s.write(Diff(have, next.Ruleset)); {
+	case errors.Is(err, errRefused):
 		return anew() // it is not what it looked like
+	case err != nil:
+		return err // what is there stays, and with it what is known of clients
 	}
 	s.program, s.known = next, true
 	return nil

@@ -234,6 +234,24 @@ func TestRefusedService(t *testing.T) {
 	leads(0, "10.1.0.8 . 80")
 }
 
+// TestKernelWithoutTheRules: where the kernel takes the tables not even without Services,
+// the error says so, at once and whatever the number of Services, and names none of them.
+func TestKernelWithoutTheRules(t *testing.T) {
+	w := newWorld(t, 1)
+	// It compares up to 16 bytes of a name.
+	sink := w.on(t, 0, dataplane.Config{Local: dataplane.LocalTraffic{InterfacePrefix: "longer-than-any-name"}})
+	all := snapshot(nil, big(300)...)
+	var err error
+	start := time.Now()
+	must(t, w.nodes[0].Do(func() error { err = sink.Apply(t.Context(), all); return nil }))
+	if !errors.Is(err, dataplane.ErrKernel) {
+		t.Errorf("after %s Apply() = %v, want ErrKernel", time.Since(start), err)
+	}
+	if n := sink.Program().Refused.Len(); n > 0 {
+		t.Errorf("%d Services are refused", n)
+	}
+}
+
 // TestOtherConfiguration shows that rules made for another configuration are replaced.
 func TestOtherConfiguration(t *testing.T) {
 	w := newWorld(t, 1)
@@ -244,6 +262,26 @@ func TestOtherConfiguration(t *testing.T) {
 	}
 	if out := other.nft("list", "chain", "ip", "fairlead", "cluster"); strings.Contains(out, "saddr") {
 		t.Errorf("the pods' ranges are still there:\n%s", out)
+	}
+}
+
+// TestOverlappingRanges: a range that another takes the place of, which overlaps with it,
+// is an edit of two elements like others.
+func TestOverlappingRanges(t *testing.T) {
+	w := newWorld(t, 1)
+	sink := w.on(t, 0)
+	at := func(ranges ...string) *service.Snapshot {
+		fenced := svc{name: "a", clusterIPs: []string{"10.96.0.1"}, lbIPs: []string{"192.0.2.9"}, port: 80, target: 80}.with(sourceRanges(ranges...))
+		return surroundings{node: "node1", podCIDRs: prefixes(ranges...), serviceCIDRs: prefixes(ranges...)}.of(fenced)
+	}
+	sink.apply(at("10.0.0.0/16"))
+	for _, ranges := range [][]string{{"10.0.0.0/17"}, {"10.0.0.0/16"}, {"10.0.0.0/8", "192.168.0.0/16"}, {"10.0.128.0/17", "192.168.0.0/17"}, {"0.0.0.0/1"}, {"10.0.0.0/16"}} {
+		if wrote := sink.apply(at(ranges...)); wrote.Installed || wrote.Elements == 0 {
+			t.Errorf("for %v it wrote %+v", ranges, wrote)
+		}
+		if wrote := w.on(t, 0).apply(at(ranges...)); wrote != (dataplane.Written{}) {
+			t.Errorf("a new agent with %v wrote %+v", ranges, wrote)
+		}
 	}
 }
 

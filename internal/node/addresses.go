@@ -11,6 +11,8 @@ import (
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 	"k8s.io/apimachinery/pkg/util/wait"
+
+	"fairlead.dev/fairlead/internal/kubeproxy"
 )
 
 const (
@@ -80,17 +82,22 @@ func deliverAddrs(in *intake) error {
 
 // localAddrs returns the addresses of all interfaces in the order of interfaces,
 // without those that other hosts cannot reach: link-local and loopback ones, and those
-// that are not usable yet.
+// that are not usable yet, and without the virtual ones that a kube-proxy in ipvs mode has
+// or left behind.
 func localAddrs() ([]netip.Addr, error) {
 	list, err := netlink.AddrList(nil, netlink.FAMILY_ALL)
 	// Torn by a change, whose own news brings the next listing.
 	if err != nil && !errors.Is(err, netlink.ErrDumpInterrupted) {
 		return nil, fmt.Errorf("listing the host's addresses: %w", err)
 	}
+	virtual := -1
+	if link, err := netlink.LinkByName(kubeproxy.IPVSLink); err == nil {
+		virtual = link.Attrs().Index
+	}
 	var out []netip.Addr
 	for _, a := range list {
 		addr, ok := netip.AddrFromSlice(a.IP)
-		if !ok || a.Flags&(unix.IFA_F_TENTATIVE|unix.IFA_F_DADFAILED) != 0 {
+		if !ok || a.LinkIndex == virtual || a.Flags&(unix.IFA_F_TENTATIVE|unix.IFA_F_DADFAILED) != 0 {
 			continue
 		}
 		if addr = addr.Unmap(); !addr.IsLoopback() && !addr.IsLinkLocalUnicast() {
