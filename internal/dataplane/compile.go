@@ -2,6 +2,7 @@ package dataplane
 
 import (
 	"fmt"
+	"maps"
 	"net/netip"
 	"slices"
 
@@ -75,6 +76,10 @@ func Compile(prev Program, s *service.Snapshot) Program {
 				c.settle(f, claims) // whether this node may pass
 			}
 		}
+	}
+	if prev.Snapshot == nil {
+		// Those that were adopted, of whom nobody knows yet whether they are in use.
+		c.idle = slices.AppendSeq(c.idle, maps.Values(maps.Collect(prev.Ruleset.Classes.All())))
 	}
 	c.dropClasses()
 	return c.program(s)

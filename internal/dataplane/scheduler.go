@@ -19,15 +19,22 @@ const (
 )
 
 // spread returns the address of every slot that the scheduler wants, in order: as often
-// as an endpoint's weight says.
+// as an endpoint's weight says, or less where these would be too many slots, but once.
 func spread(s service.Scheduler, backends []service.Backend) []netip.AddrPort {
-	divisor := 0
+	divisor, total := 0, 0
 	for _, b := range backends {
 		divisor = gcd(divisor, int(max(b.Weight, 1)))
 	}
+	for _, b := range backends {
+		total += int(max(b.Weight, 1)) / divisor
+	}
 	var out []netip.AddrPort
 	for _, b := range backends {
-		for range int(max(b.Weight, 1)) / divisor {
+		turns := int(max(b.Weight, 1)) / divisor
+		if total > MaxEndpoints {
+			turns = 1 + (turns-1)*max(MaxEndpoints-len(backends), 0)/max(total-len(backends), 1)
+		}
+		for range turns {
 			out = append(out, b.Addr)
 		}
 	}

@@ -11,8 +11,8 @@ import (
 )
 
 const (
-	// ipvsLink is the link that ipvs mode binds all virtual addresses to.
-	ipvsLink = "kube-ipvs0"
+	// IPVSLink is the link that ipvs mode binds all virtual addresses to.
+	IPVSLink = "kube-ipvs0"
 
 	// From linux/ip_vs.h.
 	ipvsFamily   = "IPVS"
@@ -44,19 +44,19 @@ func removeVirtualServers(context.Context) (report Report, err error) {
 }
 
 func hasLink() (bool, error) {
-	_, err := netlink.LinkByName(ipvsLink)
+	_, err := netlink.LinkByName(IPVSLink)
 	if _, missing := errors.AsType[netlink.LinkNotFoundError](err); missing {
 		return false, nil
 	}
 	if err != nil {
-		return false, fmt.Errorf("looking for link %s: %w", ipvsLink, err)
+		return false, fmt.Errorf("looking for link %s: %w", IPVSLink, err)
 	}
 	return true, nil
 }
 
 // removeLink deletes the link with the virtual addresses of ipvs mode.
 func removeLink(context.Context) (report Report, err error) {
-	link, err := netlink.LinkByName(ipvsLink)
+	link, err := netlink.LinkByName(IPVSLink)
 	if _, missing := errors.AsType[netlink.LinkNotFoundError](err); missing {
 		return report, nil
 	}
@@ -64,9 +64,9 @@ func removeLink(context.Context) (report Report, err error) {
 		err = netlink.LinkDel(link)
 	}
 	if err != nil {
-		return report, fmt.Errorf("deleting link %s: %w", ipvsLink, err)
+		return report, fmt.Errorf("deleting link %s: %w", IPVSLink, err)
 	}
-	report.Removed = append(report.Removed, "link "+ipvsLink)
+	report.Removed = append(report.Removed, "link "+IPVSLink)
 	return report, nil
 }
 

@@ -14,11 +14,14 @@ import (
 const testTimeout = 10 * time.Second
 
 func TestMain(m *testing.M) {
-	if filepath.Base(os.Args[0]) == "kube-proxy" {
+	switch filepath.Base(os.Args[0]) {
+	case "kube-proxy":
 		playKubeProxy()
-		return
+	case "k3s":
+		playK3s(os.Args[1])
+	default:
+		netlab.Main(m)
 	}
-	netlab.Main(m)
 }
 
 // newHost returns a host in a lab of its own.

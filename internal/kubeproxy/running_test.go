@@ -3,6 +3,9 @@ package kubeproxy_test
 import (
 	"context"
 	"fmt"
+	"io"
+	"net"
+	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -20,14 +23,29 @@ func playKubeProxy() {
 	time.Sleep(time.Hour) // until it is killed
 }
 
-// startAs starts a copy of this test's program under a name.
-func startAs(t *testing.T, host *netlab.Host, name string) *exec.Cmd {
+// playK3s is what a copy of this test's program does under that name: it answers as the
+// kube-proxy inside of k3s.
+func playK3s(mode string) {
+	mux := http.NewServeMux()
+	mux.HandleFunc("/proxyMode", func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, mode) })
+	listener, err := net.Listen("tcp", "127.0.0.1:10249")
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
+	fmt.Println("up")
+	server := &http.Server{Handler: mux, ReadHeaderTimeout: testTimeout}
+	_ = server.Serve(listener) // until it is killed
+}
+
+// self returns the path of a copy of this test's program under a name.
+func self(t *testing.T, name string) string {
 	t.Helper()
-	self, err := os.ReadFile("/proc/self/exe")
+	program, err := os.ReadFile("/proc/self/exe")
 	must(t, err)
 	path := filepath.Join(t.TempDir(), name)
-	must(t, os.WriteFile(path, self, 0o755))
-	return start(t, host, exec.Command(path))
+	must(t, os.WriteFile(path, program, 0o755))
+	return path
 }
 
 // start starts a program that says something once it is up.
@@ -66,7 +84,7 @@ func TestRunning(t *testing.T) {
 	if found := running(t, here); found != "" {
 		t.Fatalf("found %q before there was one", found)
 	}
-	cmd := startAs(t, elsewhere, "kube-proxy")
+	cmd := start(t, elsewhere, exec.Command(self(t, "kube-proxy")))
 	if found := running(t, here); found != "" {
 		t.Errorf("found %q, which is in another network namespace", found)
 	}
@@ -95,18 +113,7 @@ func TestRunningByMode(t *testing.T) {
 			t.Cleanup(func() { must(t, lab.Close()) })
 			// An HTTP client dials from any thread of the process, and all of them are here.
 			host := lab.Gateway()
-			server := exec.Command("python3", "-uc", `
-import http.server, sys
-class H(http.server.BaseHTTPRequestHandler):
-    def do_GET(self):
-        self.send_response(200 if self.path == "/proxyMode" else 404)
-        self.end_headers()
-        self.wfile.write(sys.argv[1].encode())
-    def log_message(self, *args): pass
-s = http.server.HTTPServer(("127.0.0.1", 10249), H)
-print("up")
-s.serve_forever()`, mode)
-			start(t, host, server)
+			start(t, host, exec.Command(self(t, "k3s"), mode))
 			if found := running(t, host); strings.TrimSpace(found) != want {
 				t.Errorf("found %q, want %q", found, want)
 			}

@@ -27,7 +27,7 @@ func Command() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:           "node",
 		Short:         "Run the dataplane of this node",
-		Args:          cobra.NoArgs,
+		Args:          noArgs,
 		SilenceUsage:  true,
 		SilenceErrors: true,
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -51,10 +51,18 @@ func Command() *cobra.Command {
 	flags.Bind(cmd)
 	cmd.Flags().StringVar(&name, "node-name", "", "name of the Node this runs on (default: $NODE_NAME, else the host's name)")
 	cmd.Flags().StringVar(&clean, "cleanup", "",
-		"instead of running, remove `rules`: fairlead's own (fairlead), those that a kube-proxy left (kube-proxy), or both (all)")
+		"instead of running, remove the rules of `whom`: fairlead, kube-proxy (what one left), or all; a value needs the \"=\"")
 	cmd.Flags().Lookup("cleanup").NoOptDefVal = cleanupOwn
 	cmd.AddCommand(rulesCommand())
 	return cmd
+}
+
+// noArgs is cobra.NoArgs, but for the value of --cleanup without its "=".
+func noArgs(cmd *cobra.Command, args []string) error {
+	if len(args) > 0 && cmd.Flags().Changed("cleanup") {
+		return fmt.Errorf(`--cleanup %s: a value needs "=", as in --cleanup=%s`, args[0], cleanupAll)
+	}
+	return cobra.NoArgs(cmd, args)
 }
 
 // nodeName returns the name from the flag, $NODE_NAME or the host, the last as the

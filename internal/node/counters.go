@@ -16,6 +16,7 @@ type counters struct {
 	program atomic.Pointer[dataplane.Program]
 	read    func() (map[dataplane.Frontend]dataplane.Count, error)
 	logger  logr.Logger
+	failure atomic.Pointer[string] // that was logged, nil for none
 
 	connections, packets, bytes *prometheus.Desc
 }
@@ -47,8 +48,15 @@ func (c *counters) Collect(out chan<- prometheus.Metric) {
 	}
 	counts, err := c.read()
 	if err != nil {
-		c.logger.Error(err, "Cannot read the counters of Services")
+		// Whoever asks comes back four times a minute.
+		reason := err.Error()
+		if last := c.failure.Swap(&reason); last == nil || *last != reason {
+			c.logger.Error(err, "Cannot read the counters of Services")
+		}
 		return
+	}
+	if c.failure.Swap(nil) != nil {
+		c.logger.Info("Reading the counters of Services works again")
 	}
 	sums := map[dataplane.Owner]dataplane.Count{}
 	for f, n := range counts {

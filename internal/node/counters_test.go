@@ -1,11 +1,13 @@
 package node
 
 import (
+	"errors"
 	"net/netip"
 	"strings"
 	"testing"
 
 	"github.com/go-logr/logr"
+	"github.com/go-logr/logr/funcr"
 	"github.com/prometheus/client_golang/prometheus/testutil"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -49,5 +51,27 @@ fairlead_dataplane_service_packets_total{namespace="shop",port="80",protocol="TC
 `
 	if err := testutil.CollectAndCompare(c, strings.NewReader(want), "fairlead_dataplane_service_connections_total", "fairlead_dataplane_service_packets_total"); err != nil {
 		t.Error(err)
+	}
+}
+
+// TestCountersThatCannotBeRead: it is said once for each reason, however often somebody
+// asks.
+func TestCountersThatCannotBeRead(t *testing.T) {
+	var said []string
+	c := newCounters(funcr.New(func(_, line string) { said = append(said, line) }, funcr.Options{}))
+	c.program.Store(&dataplane.Program{})
+	var fails error
+	c.read = func() (map[dataplane.Frontend]dataplane.Count, error) { return nil, fails }
+	for _, fails = range []error{errors.New("torn"), errors.New("torn"), errors.New("away"), nil, nil, errors.New("torn")} {
+		testutil.CollectAndCount(c)
+	}
+	want := []string{"torn", "away", "works again", "torn"}
+	for i, line := range said {
+		if i >= len(want) || !strings.Contains(line, want[i]) {
+			t.Fatalf("said %q, want %q", said, want)
+		}
+	}
+	if len(said) != len(want) {
+		t.Errorf("said %q, want %q", said, want)
 	}
 }

@@ -75,7 +75,7 @@ func newMetrics() *metrics {
 		services:           gauge("services", "Services that have rules on this node."),
 		endpoints:          gauge("endpoints", "Endpoints in use, of all ports of these Services."),
 		frontends:          gauge("frontends", "Addresses and node ports, each with a port, that these Services are reached at."),
-		refused:            gauge("refused_services", "Services that could not be compiled whole."),
+		refused:            gauge("refused_services", "Services that are served in part, or as they were before: the kernel refuses them, or there are too many ports."),
 		faults:             gauge("invalid_values", "Values of Services that cannot be used and are left out."),
 		healthPorts:        gauge("health_check_listeners", "Listening sockets of health check node ports."),
 		healthPortsFailing: gauge("health_check_failing_services", "Services whose health check node port is not listened on everywhere."),

@@ -17,8 +17,9 @@ import (
 	"fairlead.dev/fairlead/api/config/v1alpha1"
 )
 
-// The schema of values repeats the fields of the configuration files: a knob that is new
-// there must be known to the chart, or nobody can turn it.
+// The schema of values repeats the fields of the configuration files, and the README says
+// what they mean: a knob that is new there must be known to the chart, or nobody can turn
+// it.
 func TestSchemaHasEveryField(t *testing.T) {
 	raw, err := os.ReadFile(filepath.Join(chartDir, "values.schema.json"))
 	if err != nil {
@@ -26,6 +27,10 @@ func TestSchemaHasEveryField(t *testing.T) {
 	}
 	var schema schemaNode
 	if err := json.Unmarshal(raw, &schema); err != nil {
+		t.Fatal(err)
+	}
+	readme, err := os.ReadFile(filepath.Join(chartDir, "README.md"))
+	if err != nil {
 		t.Fatal(err)
 	}
 	for part, file := range map[string]reflect.Type{
@@ -40,6 +45,12 @@ func TestSchemaHasEveryField(t *testing.T) {
 			})
 			if diff := cmp.Diff(want, got); diff != "" {
 				t.Errorf("fields of %s and of values.schema.json (-Go +schema):\n%s", file, diff)
+			}
+			for _, path := range want {
+				row := "| `" + part + ".config" + path + "` |"
+				if leaf := !slices.ContainsFunc(want, func(p string) bool { return strings.HasPrefix(p, path+".") }); leaf && !strings.Contains(string(readme), row) {
+					t.Errorf("README.md does not have %s.config%s", part, path)
+				}
 			}
 		})
 	}

@@ -173,6 +173,7 @@ func TestCleanup(t *testing.T) {
 		want string
 	}{
 		{[]string{"--cleanup=ipvs"}, 1, "Error: --cleanup=ipvs: must be fairlead, kube-proxy or all"},
+		{[]string{"--cleanup", "all"}, 1, `Error: --cleanup all: a value needs "=", as in --cleanup=all`},
 		{[]string{"--cleanup=kube-proxy"}, 0, "nothing to remove"},
 		{[]string{"--cleanup"}, 0, "removed table ip fairlead\nremoved table ip6 fairlead"},
 		{[]string{"--cleanup"}, 0, "nothing to remove"},

@@ -67,7 +67,8 @@ type Conntrack struct {
 
 // KubeProxy says what to do about kube-proxy, which does the same work.
 type KubeProxy struct {
-	// AllowRunning lets fairlead start beside a kube-proxy that runs on this node.
+	// AllowRunning lets fairlead start beside a kube-proxy that runs on this node. Healthz
+	// and Metrics need other addresses than kube-proxy's then.
 	AllowRunning bool `json:"allowRunning"`
 	// RemoveLeftovers removes the rules that a kube-proxy of any mode left on this node,
 	// once ours are in place.
