@@ -14,7 +14,8 @@ import (
 // else is touched.
 const TableName = "fairlead"
 
-// Names of chains, sets and maps, the same in both tables.
+// Names of chains, sets and maps, the same in both tables. None is a word of nft's own
+// language: what nft lists, nft must load.
 const (
 	chainPrerouting    = "prerouting"
 	chainOutput        = "output"
@@ -25,11 +26,11 @@ const (
 	chainNodePort      = "node_port"       // for node ports, the same
 	chainNodePortLocal = "node_port_local" // those of policy Local
 	chainOwnExternal   = "own_external"    // for LB and external IPs, from this node
-	chainMasquerade    = "masquerade"      // marks for masquerading, then dispatches
+	chainMasquerade    = "mark_masquerade" // marks for masquerading, then dispatches
 	chainDispatch      = "dispatch"        // by class
 	chainFirst         = "first"           // when the chosen slot has just gone
 	chainRefuse        = "refuse"          // no endpoints
-	chainDrop          = "drop"            // no endpoints on this node
+	chainDrop          = "discard"         // no endpoints on this node
 	chainKnown         = "known_%s"        // the client has an endpoint already, by affinity
 
 	mapClusterPorts       = "cluster_ports"        // ClusterIP . protocol . port : scratch word
@@ -47,11 +48,11 @@ const (
 	setNodeAddresses      = "node_addresses"
 	setPods               = "pods"
 	setServiceCIDRs       = "service_cidrs"
-	setFenced             = "fenced"          // LB IP . protocol . port that not everyone may reach
-	setAllowed            = "allowed_sources" // the same . client that may
-	setBarred             = "barred"          // the same that this node may not
-	setConnections        = "connections"     // address . protocol . port as the client sees it, counted
-	setPackets            = "packets"         // the same
+	setFenced             = "fenced"              // LB IP . protocol . port that not everyone may reach
+	setAllowed            = "allowed_sources"     // the same . client that may
+	setBarred             = "barred"              // the same that this node may not
+	setConnections        = "counted_connections" // address . protocol . port as the client sees it, counted
+	setPackets            = "counted_packets"     // the same
 )
 
 const (

@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"testing"
@@ -33,6 +34,21 @@ func big(n int) []svc {
 		out = append(out, s)
 	}
 	return out
+}
+
+// TestEveryNameCanBeListed: no chain, set or map has a word of nft's own language for its
+// name, which nft refuses to look for.
+func TestEveryNameCanBeListed(t *testing.T) {
+	w := newWorld(t, 1)
+	sink := &nodeSink{t: t, node: w.nodes[0], Sink: dataplane.NewSink(dataplane.Config{Local: dataplane.LocalTraffic{CIDRs: true}, Counters: true})}
+	sink.apply(snapshot(nil, svc{name: "web", clusterIPs: []string{"10.96.0.1"}, port: 80, target: 80, endpoints: []string{"10.1.0.1"}}.with(affinity(60))))
+	names := regexp.MustCompile(`(?m)^\t(chain|set|map) (\S+) \{$`).FindAllStringSubmatch(sink.nft("list", "table", "ip", "fairlead"), -1)
+	if len(names) < 100 {
+		t.Fatalf("%d names in the listing", len(names))
+	}
+	for _, name := range names {
+		sink.nft("list", name[1], "ip", "fairlead", name[2])
+	}
 }
 
 // TestManyEndpoints grows a Service beyond the chains that exist from the start.

@@ -71,9 +71,9 @@ func TestWords(t *testing.T) {
   from pods (source in 10.244.0.0/16): to one of 3 endpoints, at random, source kept
       chains prerouting > cluster > dispatch > random_3
   from elsewhere: to one of 3 endpoints, at random, masqueraded
-      chains prerouting > cluster > masquerade > dispatch > random_3
+      chains prerouting > cluster > mark_masquerade > dispatch > random_3
   from this node: to one of 3 endpoints, at random, masqueraded
-      chains output > masquerade > dispatch > random_3
+      chains output > mark_masquerade > dispatch > random_3
   endpoints:
       10.244.1.2:8080  (no pod known)  masqueraded when it reaches itself
       10.244.2.2:8080  default/web-2
@@ -87,9 +87,9 @@ func TestWords(t *testing.T) {
   from pods (source in fd00:10:244::/48): to the one endpoint, source kept
       chains prerouting > cluster > dispatch > random_1
   from elsewhere: to the one endpoint, masqueraded
-      chains prerouting > cluster > masquerade > dispatch > random_1
+      chains prerouting > cluster > mark_masquerade > dispatch > random_1
   from this node: to the one endpoint, masqueraded
-      chains output > masquerade > dispatch > random_1
+      chains output > mark_masquerade > dispatch > random_1
   endpoints:
       [fd00:10:244:1::2]:8080  (no pod known)  masqueraded when it reaches itself
   in table ip6 fairlead:
@@ -99,9 +99,9 @@ func TestWords(t *testing.T) {
 		"masqueradeAll": {cfg: dataplane.Config{Local: byCIDRs.Local, MasqueradeAll: true}, at: "10.96.0.10:80", protocol: service.TCP, want: `
 10.96.0.10:80/TCP: ClusterIP
   from pods and elsewhere: to one of 3 endpoints, at random, masqueraded
-      chains prerouting > cluster > masquerade > dispatch > random_3
+      chains prerouting > cluster > mark_masquerade > dispatch > random_3
   from this node: to one of 3 endpoints, at random, masqueraded
-      chains output > masquerade > dispatch > random_3
+      chains output > mark_masquerade > dispatch > random_3
   endpoints:
       10.244.1.2:8080  (no pod known)  masqueraded when it reaches itself
       10.244.2.2:8080  default/web-2
@@ -115,7 +115,7 @@ func TestWords(t *testing.T) {
   from pods and elsewhere: to the one endpoint on this node, source kept
       chains prerouting > cluster > dispatch > random_1
   from this node: to the one endpoint on this node, masqueraded
-      chains output > masquerade > dispatch > random_1
+      chains output > mark_masquerade > dispatch > random_1
   endpoints on this node:
       10.244.1.2:8080  (no pod known)  masqueraded when it reaches itself
   in table ip fairlead:
@@ -128,9 +128,9 @@ func TestWords(t *testing.T) {
   from pods (coming in by bridge cni0): to one of 3 endpoints, that of the client's last connection up to 10800 s ago, else at random, source kept
       chains prerouting > cluster > dispatch > affinity_10800_random_3
   from elsewhere: to one of 3 endpoints, that of the client's last connection up to 10800 s ago, else at random, masqueraded
-      chains prerouting > cluster > masquerade > dispatch > affinity_10800_random_3
+      chains prerouting > cluster > mark_masquerade > dispatch > affinity_10800_random_3
   from this node: to one of 3 endpoints, that of the client's last connection up to 10800 s ago, else at random, masqueraded
-      chains output > masquerade > dispatch > affinity_10800_random_3
+      chains output > mark_masquerade > dispatch > affinity_10800_random_3
   endpoints:
       10.244.1.2:8080  (no pod known)  masqueraded when it reaches itself
       10.244.2.2:8080  default/web-2
@@ -146,9 +146,9 @@ func TestWords(t *testing.T) {
   from pods (coming in by an interface veth*): to one of 3 endpoints, in turns, source kept
       chains prerouting > cluster > dispatch > turns_4_of_2
   from elsewhere: to one of 3 endpoints, in turns, masqueraded
-      chains prerouting > cluster > masquerade > dispatch > turns_4_of_2
+      chains prerouting > cluster > mark_masquerade > dispatch > turns_4_of_2
   from this node: to one of 3 endpoints, in turns, masqueraded
-      chains output > masquerade > dispatch > turns_4_of_2
+      chains output > mark_masquerade > dispatch > turns_4_of_2
   endpoints:
       10.244.1.2:8080  1 of 4 slots (25%)  (no pod known)  masqueraded when it reaches itself
       10.244.2.2:8080  2 of 4 slots (50%)  default/web-2
@@ -166,9 +166,9 @@ func TestWords(t *testing.T) {
   from pods (source in 10.244.0.0/16): to one of 3 endpoints, by a hash of the client's address, source kept
       chains prerouting > cluster > dispatch > hash_1021
   from elsewhere: to one of 3 endpoints, by a hash of the client's address, masqueraded
-      chains prerouting > cluster > masquerade > dispatch > hash_1021
+      chains prerouting > cluster > mark_masquerade > dispatch > hash_1021
   from this node: to one of 3 endpoints, by a hash of the client's address, masqueraded
-      chains output > masquerade > dispatch > hash_1021
+      chains output > mark_masquerade > dispatch > hash_1021
   endpoints:
       10.244.1.2:8080  341 of 1021 slots (33.4%)  (no pod known)  masqueraded when it reaches itself
       10.244.2.2:8080  340 of 1021 slots (33.3%)  default/web-2
@@ -183,9 +183,9 @@ func TestWords(t *testing.T) {
   from pods (source in 10.244.0.0/16): refused with ICMP port unreachable: there are no endpoints
       chains prerouting > cluster > dispatch > refuse
   from elsewhere: refused with ICMP port unreachable: there are no endpoints
-      chains prerouting > cluster > masquerade > dispatch > refuse
+      chains prerouting > cluster > mark_masquerade > dispatch > refuse
   from this node: refused with ICMP port unreachable: there are no endpoints
-      chains output > masquerade > dispatch > refuse
+      chains output > mark_masquerade > dispatch > refuse
   in table ip fairlead:
       map cluster_ports has 10.96.0.10 . udp . 80 : 0:4000, leads to chain refuse
 `,
@@ -195,9 +195,9 @@ func TestWords(t *testing.T) {
 		"an LB IP": {cfg: byCIDRs, at: "172.18.0.200:80", protocol: service.TCP, want: `
 172.18.0.200:80/TCP: LoadBalancer or external IP
   from pods and elsewhere: to one of 3 endpoints, at random, masqueraded
-      chains prerouting > external > masquerade > dispatch > random_3
+      chains prerouting > external > mark_masquerade > dispatch > random_3
   from this node: to one of 3 endpoints, at random, masqueraded
-      chains output > own_external > masquerade > dispatch > random_3
+      chains output > own_external > mark_masquerade > dispatch > random_3
   endpoints:
       10.244.1.2:8080  (no pod known)  masqueraded when it reaches itself
       10.244.2.2:8080  default/web-2
@@ -237,9 +237,9 @@ func TestWords(t *testing.T) {
 		"an LB IP with source ranges that this node is in": {cfg: byCIDRs, at: "172.18.0.200:80", protocol: service.TCP, want: `
 172.18.0.200:80/TCP: LoadBalancer or external IP
   from pods and elsewhere: to one of 3 endpoints, at random, masqueraded; dropped where the source is not in 172.18.0.0/16
-      chains prerouting > external > masquerade > dispatch > random_3
+      chains prerouting > external > mark_masquerade > dispatch > random_3
   from this node: to one of 3 endpoints, at random, masqueraded; an address of this node is in the source ranges
-      chains output > own_external > masquerade > dispatch > random_3
+      chains output > own_external > mark_masquerade > dispatch > random_3
   endpoints:
       10.244.1.2:8080  (no pod known)  masqueraded when it reaches itself
       10.244.2.2:8080  default/web-2
@@ -274,16 +274,16 @@ func TestWords(t *testing.T) {
   from pods (source in 10.244.0.0/16): to one of 3 endpoints, at random, source kept
       chains prerouting > node_port > node_port_local > dispatch > random_3
   from elsewhere: dropped: there are endpoints, but none on this node
-      chains prerouting > node_port > node_port_local > dispatch > drop
+      chains prerouting > node_port > node_port_local > dispatch > discard
   from this node: to one of 3 endpoints, at random, masqueraded
-      chains output > masquerade > dispatch > random_3
+      chains output > mark_masquerade > dispatch > random_3
   endpoints:
       10.244.1.2:8080  (no pod known)  masqueraded when it reaches itself
       10.244.2.2:8080  default/web-2
       10.244.2.3:8080  (no pod known)
   in table ip fairlead:
       map node_ports has tcp . 30080 : 0:4003, leads to chain random_3
-      map local_node_ports has tcp . 30080 : 0:6041, leads to chain drop
+      map local_node_ports has tcp . 30080 : 0:6041, leads to chain discard
       set node_addresses has 172.18.0.11
       map endpoints has 0:4000 . 0x00000000 : 10.244.1.2 . 8080
 `,
@@ -293,7 +293,7 @@ func TestWords(t *testing.T) {
   from pods and elsewhere: to the one endpoint on this node, source kept
       chains prerouting > node_port > node_port_local > dispatch > random_1
   from this node: to one of 3 endpoints, at random, masqueraded
-      chains output > masquerade > dispatch > random_3
+      chains output > mark_masquerade > dispatch > random_3
   endpoints on this node:
       10.244.1.2:8080  (no pod known)  masqueraded when it reaches itself
   endpoints:
