@@ -90,6 +90,10 @@ func TestTuneConntrack(t *testing.T) {
 		must(t, err)
 		return n
 	}
+	for _, name := range []string{conntrackCloseWait, conntrackBeLiberal, conntrackUDP} { // for the next run
+		was := value(name)
+		t.Cleanup(func() { must(t, writeSetting(filepath.Join(dir, name), was)) })
+	}
 	must(t, writeSetting(filepath.Join(dir, conntrackUDP), 77))
 	limit, established := value(conntrackMax), value(conntrackEstablished)
 	var log strings.Builder
