@@ -146,9 +146,12 @@ func (c *compiler) useClass(key SlotKey, class Class) {
 		return
 	}
 	if had {
-		n, _ := c.uses.Get(old)
-		c.uses.Set(old, n-1)
-		c.idle = append(c.idle, old)
+		if n, _ := c.uses.Get(old); n > 1 {
+			c.uses.Set(old, n-1)
+		} else {
+			c.uses.Delete(old)
+			c.idle = append(c.idle, old)
+		}
 		c.classes.Delete(key)
 	}
 	if class != (Class{}) {
@@ -158,13 +161,20 @@ func (c *compiler) useClass(key SlotKey, class Class) {
 	}
 }
 
-// dropClasses forgets classes of one set only that it uses no longer. Others stay: the
-// next set of that many endpoints is likely soon.
+// keepIdle is how many classes may be kept that nothing uses: the next set of that many
+// endpoints is likely soon, but each is a chain, and all are read when one more comes.
+const keepIdle = 32
+
+// dropClasses forgets classes that are used no longer: those of one set only at once,
+// others when they are too many.
 func (c *compiler) dropClasses() {
 	for _, class := range c.idle {
 		if class.Owner != 0 {
 			c.dropClass(class)
 		}
+	}
+	if len(c.idle) > 0 && c.numbers.Len()-c.uses.Len() > keepIdle {
+		c.dropUnused()
 	}
 }
 
@@ -173,7 +183,6 @@ func (c *compiler) dropClass(class Class) bool {
 	if n, _ := c.uses.Get(class); n > 0 {
 		return false
 	}
-	c.uses.Delete(class)
 	number, ok := c.numbers.Get(class)
 	if ok {
 		c.numbers.Delete(class)

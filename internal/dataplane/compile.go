@@ -69,6 +69,11 @@ func Compile(prev Program, s *service.Snapshot) Program {
 	}
 	c.exchange(nodeAddrSet, singles(before.NodePortAddrs), singles(s.NodePortAddrs))
 	c.exchange(podSet, apart(before.PodCIDRs), apart(s.PodCIDRs))
+	if prev.Snapshot == nil {
+		c.exchange(keptSet, nil, kept(s.PodCIDRs))
+	} else {
+		c.exchange(keptSet, kept(before.PodCIDRs), kept(s.PodCIDRs))
+	}
 	c.exchange(serviceCIDRSet, apart(before.ServiceCIDRs), apart(s.ServiceCIDRs))
 	if !slices.Equal(before.NodeAddrs, s.NodeAddrs) {
 		for f := range prev.Ruleset.Fences.All() {
@@ -277,6 +282,18 @@ func apart(ranges []netip.Prefix) []netip.Prefix {
 		}
 	}
 	return out
+}
+
+// kept returns the sources that reach ClusterIPs unmasqueraded where pods are told by
+// ranges: all of a family that has none, for then nobody knows who is a pod.
+func kept(pods []netip.Prefix) []netip.Prefix {
+	out := slices.Clone(pods)
+	for _, f := range ipfamily.All {
+		if !slices.ContainsFunc(pods, func(p netip.Prefix) bool { return ipfamily.Of(p.Addr()) == f }) {
+			out = append(out, netip.PrefixFrom(unspecified(f), 0))
+		}
+	}
+	return apart(out)
 }
 
 func keyOf(svc *service.Service, p *service.Port) portKey {

@@ -26,7 +26,7 @@ var (
 	}
 	memberSets = [...]string{
 		clusterIPSet: setClusterIPs, hairpinSet: setHairpins, nodeAddrSet: setNodeAddresses,
-		podSet: setPods, serviceCIDRSet: setServiceCIDRs,
+		podSet: setPods, keptSet: setKept, serviceCIDRSet: setServiceCIDRs,
 	}
 )
 
@@ -157,7 +157,7 @@ func (p *phases) changeFence(ch persistent.Change[Frontend, Fence]) {
 func (p *phases) changeMember(ch persistent.Change[Member, struct{}]) {
 	f, phase := ipfamily.Of(ch.Key.Range.Addr()), 2
 	switch {
-	case ch.Key.Set == podSet:
+	case ch.Key.Set == podSet, ch.Key.Set == keptSet:
 		phase = 0 // both: what goes may overlap with what comes, and goes first
 	case ch.HasNew && ch.Key.Set != clusterIPSet && ch.Key.Set != serviceCIDRSet:
 		phase = 0

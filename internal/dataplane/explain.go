@@ -247,7 +247,7 @@ func (e *explainer) clusterPaths(target Target) {
 	switch {
 	case e.in.Config.MasqueradeAll:
 		e.add(Path{From: Others, Chains: masqueraded, Masqueraded: true}, target)
-	case !e.tellsPods():
+	case !e.tellsPods(), e.in.Config.Local.CIDRs && len(e.PodRanges) == 0:
 		e.add(Path{From: Others, Chains: kept}, target)
 	default:
 		e.add(Path{From: Pods, Chains: kept}, target)

@@ -190,10 +190,13 @@ func (k *kernel) quietly(transactions uint32, commit func() error) error {
 	if err := k.monitor.leave(); err != nil {
 		return err
 	}
-	if err := commit(); err != nil {
-		return errors.Join(err, k.monitor.join())
+	err = commit()
+	if joinErr := k.monitor.join(); joinErr != nil {
+		k.monitor.close() // the next connection listens anew
+		k.close()
+		err = errors.Join(err, joinErr)
 	}
-	if err := k.monitor.join(); err != nil {
+	if err != nil {
 		return err
 	}
 	after, err := k.generation()

@@ -47,6 +47,7 @@ const (
 	setHairpins           = "hairpins" // address . the same address
 	setNodeAddresses      = "node_addresses"
 	setPods               = "pods"
+	setKept               = "kept_sources" // of ClusterIPs: those of pods, or all of a family without ranges
 	setServiceCIDRs       = "service_cidrs"
 	setFenced             = "fenced"              // LB IP . protocol . port that not everyone may reach
 	setAllowed            = "allowed_sources"     // the same . client that may
@@ -143,6 +144,7 @@ func (s shape) sets(counters bool) []setDef {
 		{name: setHairpins, key: []datatype{s.addr, s.addr}},
 		{name: setNodeAddresses, key: addr},
 		{name: setPods, key: addr, interval: true},
+		{name: setKept, key: addr, interval: true},
 		{name: setServiceCIDRs, key: addr, interval: true},
 		{name: setFenced, key: frontend},
 		{name: setAllowed, key: slices.Concat(frontend, addr), interval: true},
@@ -181,7 +183,9 @@ func (b *batch) addLayout(cfg Config, f ipfamily.Family) {
 		s.addCounters(b)
 	}
 	b.addRule(f, chainDispatch, readScratch(), maskBits(MaxEndpoints), lookupVerdict(mapDispatch))
+	b.addRule(f, chainDispatch, drop())
 	b.addRule(f, chainFirst, s.pick(Class{Slots: 1})...)
+	b.addRule(f, chainFirst, drop())
 	b.addRule(f, chainRefuse, &expr.Meta{Key: expr.MetaKeyL4PROTO, Register: reg0},
 		equals([]byte{byte(service.TCP)}), &expr.Reject{Type: unix.NFT_REJECT_TCP_RST})
 	b.addRule(f, chainRefuse, s.portUnreachable())
@@ -229,6 +233,9 @@ func (s shape) addClusterRules(b *batch, cfg Config) {
 	case pods == nil:
 		b.addRule(s.family, chainCluster, goTo(chainDispatch))
 	default:
+		if cfg.Local.CIDRs {
+			pods = []expr.Any{s.source(reg0), &expr.Lookup{SourceRegister: reg0, SetName: setKept}}
+		}
 		b.addRule(s.family, chainCluster, append(pods, goTo(chainDispatch))...)
 		b.addRule(s.family, chainCluster, goTo(chainMasquerade))
 	}

@@ -78,11 +78,16 @@ func (m *monitor) leave() error {
 	return nil
 }
 
+func (m *monitor) close() {
+	_ = m.conn.Close() // only a second close can fail
+	m.conn, m.missed = nil, true
+}
+
 // touched says whether others changed our tables since it was asked last, or may have.
 // It never waits.
 func (m *monitor) touched() (bool, error) {
 	if m.conn == nil {
-		return false, nil
+		return m.missed, nil
 	}
 	raw, err := m.conn.SyscallConn()
 	if err != nil {

@@ -27,24 +27,26 @@ type reader struct {
 	fences    map[Frontend]Fence
 	fenced    map[Frontend]bool
 	classes   [len(ipfamily.All)]map[uint32]string // by number, the chain
-	open      [len(ipfamily.All)]map[memberSet]netip.Addr
+	bounds    map[memberSet][]bound                // of both families
 }
 
 func newReader() *reader {
 	r := &reader{
 		frontends: Ruleset{}.Frontends.Edit(), members: Ruleset{}.Members.Edit(),
 		slots: map[SlotKey][]Slot{}, endpoints: map[SlotKey]map[uint32]netip.AddrPort{},
-		fences: map[Frontend]Fence{}, fenced: map[Frontend]bool{},
+		fences: map[Frontend]Fence{}, fenced: map[Frontend]bool{}, bounds: map[memberSet][]bound{},
 	}
 	for _, f := range ipfamily.All {
 		r.classes[f] = map[uint32]string{}
-		r.open[f] = map[memberSet]netip.Addr{}
 	}
 	return r
 }
 
 // ruleset returns what was read. It returns errForeign where parts do not fit together.
 func (r *reader) ruleset() (Ruleset, error) {
+	if err := r.resolveBounds(); err != nil {
+		return Ruleset{}, err
+	}
 	slots, fences, classes := Ruleset{}.Slots.Edit(), Ruleset{}.Fences.Edit(), Ruleset{}.Classes.Edit()
 	for k, v := range r.slots {
 		if !r.resolve(k, v) {
@@ -267,26 +269,55 @@ func (r *reader) takeMember(f ipfamily.Family, set memberSet, e element) bool {
 	}
 	addr, _ := netip.AddrFromSlice(e.key[:n])
 	if set.ranges() {
-		return r.takeBound(f, set, addr, e.end)
+		r.bounds[set] = append(r.bounds[set], bound{addr, e.end})
+		return true
 	}
 	m := Member{set, netip.PrefixFrom(addr, addr.BitLen())}
 	r.members.Set(m, struct{}{})
 	return bytes.Equal(e.key, memberElements(m)[0].key)
 }
 
-// takeBound reads one end of a range. The kernel lists them from the last to the first.
-func (r *reader) takeBound(f ipfamily.Family, set memberSet, addr netip.Addr, end bool) bool {
-	if end {
-		r.open[f][set] = addr.Prev()
-		return true
+// bound is where a range begins, or the first address behind its end.
+type bound struct {
+	addr netip.Addr
+	end  bool
+}
+
+func (r *reader) resolveBounds() error {
+	for set, bounds := range r.bounds {
+		if !r.resolveRanges(set, bounds) {
+			return fmt.Errorf("the ranges of set %s: %w", memberSets[set], errForeign)
+		}
 	}
-	until, ok := r.open[f][set]
-	if delete(r.open[f], set); !ok {
-		until = last(netip.PrefixFrom(addr, 0)) // none is behind the highest address
+	return nil
+}
+
+// resolveRanges makes ranges of their bounds, which kernels list in one order or the
+// other. It returns false for what is no prefix.
+func (r *reader) resolveRanges(set memberSet, bounds []bound) bool {
+	slices.SortFunc(bounds, func(a, b bound) int {
+		if c := a.addr.Compare(b.addr); c != 0 || a.end == b.end {
+			return c
+		}
+		if a.end {
+			return -1 // one range ends where the next begins
+		}
+		return 1
+	})
+	for i := 0; i < len(bounds); i++ {
+		from := bounds[i]
+		until := last(netip.PrefixFrom(from.addr, 0)) // none is behind the highest address
+		if i+1 < len(bounds) && bounds[i+1].end && bounds[i+1].addr.BitLen() == from.addr.BitLen() {
+			i++
+			until = bounds[i].addr.Prev()
+		}
+		p, ok := prefixOf(from.addr, until)
+		if from.end || !ok {
+			return false
+		}
+		r.members.Set(Member{set, p}, struct{}{})
 	}
-	p, ok := prefixOf(addr, until)
-	r.members.Set(Member{set, p}, struct{}{})
-	return ok
+	return true
 }
 
 func familyName(f ipfamily.Family) string {

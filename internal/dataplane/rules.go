@@ -18,7 +18,11 @@ func (s shape) addPickRules(b *batch, chain string, c Class) {
 	b.addRule(s.family, chain, s.pick(c)...)
 	if c.Slots > 1 {
 		b.addRule(s.family, chain, goTo(chainFirst))
+		return
 	}
+	// The set has become empty since the frontend was looked up. Without an endpoint
+	// the packet must not go on to the virtual address: the sender repeats it.
+	b.addRule(s.family, chain, drop())
 }
 
 // addAffinityRules does the same for a set whose clients stay with their endpoint. The
@@ -44,6 +48,7 @@ func (s shape) addAffinityRules(b *batch, chain string, c Class) {
 	}
 	add(append(s.maskedClientKey(), s.remember(unix.NFT_DYNSET_OP_UPDATE, c.Affinity))...)
 	add(s.toHandle()...)
+	add(drop())
 }
 
 // addKnownRules are for a client that has an endpoint: its time starts again, and where

@@ -124,11 +124,12 @@ const (
 	hairpinSet                      // endpoints whose own packets can come back to them
 	nodeAddrSet                     // where node ports are served
 	podSet                          // ranges of pods
+	keptSet                         // sources that reach ClusterIPs unmasqueraded
 	serviceCIDRSet                  // ranges of ClusterIPs: what nobody has is dropped
 )
 
 // ranges says whether the set has ranges, not single addresses.
-func (s memberSet) ranges() bool { return s == podSet || s == serviceCIDRSet }
+func (s memberSet) ranges() bool { return s == podSet || s == keptSet || s == serviceCIDRSet }
 
 // Member is a range in a set; an address is a range of one.
 type Member struct {

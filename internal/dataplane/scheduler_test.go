@@ -5,6 +5,7 @@ import (
 	"net/netip"
 	"slices"
 	"testing"
+	"time"
 
 	"k8s.io/apimachinery/pkg/types"
 
@@ -107,5 +108,27 @@ func TestMaglev(t *testing.T) {
 	heavy := shares(slotsOf(service.Maglev, 2, 3, 1))
 	if ratio := float64(heavy["10.1.0.1"]) / float64(heavy["10.1.0.2"]); ratio < 2.8 || ratio > 3.2 {
 		t.Errorf("weights 3 and 1 have %v", heavy)
+	}
+}
+
+// TestIdleClasses: ways to pick that nothing uses any more do not pile up.
+func TestIdleClasses(t *testing.T) {
+	name := types.NamespacedName{Namespace: "default", Name: "web"}
+	var program dataplane.Program
+	for n := range 400 {
+		s := &service.Service{Name: name, ClusterIPs: addrs("10.0.0.1"), Affinity: time.Hour}
+		p := service.Port{Protocol: service.TCP, Port: 80}
+		for i := range n {
+			p.Cluster[ipfamily.IPv4] = append(p.Cluster[ipfamily.IPv4], service.Backend{
+				Addr: netip.MustParseAddrPort(fmt.Sprintf("10.1.%d.%d:80", i/250, i%250+1)), Weight: 1,
+			})
+		}
+		s.Ports = []service.Port{p}
+		services := persistent.Map[types.NamespacedName, *service.Service]{}.Edit()
+		services.Set(name, s)
+		program = dataplane.Compile(program, &service.Snapshot{Services: services.Map()})
+		if got := program.Ruleset.Classes.Len(); got > 34 {
+			t.Fatalf("%d classes with %d endpoints of one Service", got, n)
+		}
 	}
 }

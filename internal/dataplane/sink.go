@@ -14,12 +14,6 @@ import (
 	"fairlead.dev/fairlead/internal/service"
 )
 
-// readLimit is up to how many elements damage is found by reading them. The kernel
-// walks a map from its beginning for each datagram of a listing. Measured with Services
-// of 10 endpoints on TCP and UDP, 33 elements each: 1,000 take 0.06 s and 4,000 take
-// 0.28 s, while making them anew takes 0.13 s and 0.44 s (BenchmarkReadBack).
-const readLimit = 150_000
-
 // Sink keeps the rules of this network namespace at the last Snapshot. It is not safe
 // for concurrent use.
 type Sink struct {
@@ -137,21 +131,6 @@ func (s *Sink) load(snapshot *service.Snapshot) error {
 	return nil
 }
 
-// elements returns about how many elements the rules of a Snapshot have.
-func elements(snapshot *service.Snapshot) (n int) {
-	for _, svc := range snapshot.Services.All() {
-		addrs := len(svc.ClusterIPs) + len(svc.ExternalIPs) + len(svc.LoadBalancerIPs)
-		n += len(svc.ClusterIPs)
-		for i := range svc.Ports {
-			n += addrs
-			for _, f := range ipfamily.All {
-				n += len(svc.Ports[i].Cluster[f])
-			}
-		}
-	}
-	return n
-}
-
 // Check finds out whether somebody else changed our tables since the last Apply or
 // Check, and puts them right. It costs one system call where nobody did.
 func (s *Sink) Check(ctx context.Context) error {
@@ -169,12 +148,9 @@ func (s *Sink) Check(ctx context.Context) error {
 	return s.repair()
 }
 
-// repair compares everything with what was written, and edits what differs. Where
-// reading would take longer than making everything anew, it does that.
+// repair compares everything with what was written, and edits what differs: what clients
+// have by affinity would be lost with the tables.
 func (s *Sink) repair() error {
-	if elements(s.program.Snapshot) > readLimit {
-		return s.install(s.program)
-	}
 	have, intact, err := s.read()
 	if err != nil {
 		return err

@@ -87,6 +87,25 @@ func TestPodsOfOtherNodes(t *testing.T) {
 	})
 }
 
+// TestPodsOfOneFamily shows that a family without ranges of pods is as if nothing told
+// them, and that ranges which come later count at once.
+func TestPodsOfOneFamily(t *testing.T) {
+	s := newScene(t, 1, byCIDRs)
+	near := s.world.pod(t, 0, "near")
+	want := func(ranges []netip.Prefix, outside [2]string) {
+		t.Helper()
+		s.around[0].podCIDRs = ranges
+		s.apply(numbered(1, near))
+		for _, f := range ipfamily.All {
+			s.want(t, (*netlab.Host).HTTP, s.pod, s.vip(f, s.pod, clusterIP, 1), "near kept")
+			s.want(t, (*netlab.Host).HTTP, s.client, s.vip(f, s.client, clusterIP, 1), "near "+outside[f])
+		}
+	}
+	want(podCIDRs[:1], [2]string{"masqueraded", "kept"})
+	want(podCIDRs, [2]string{"masqueraded", "masqueraded"})
+	want(nil, [2]string{"kept", "kept"})
+}
+
 // TestHairpinModes shows that a pod reaches itself however pods are told, or not.
 func TestHairpinModes(t *testing.T) {
 	for _, mode := range modes {

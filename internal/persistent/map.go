@@ -123,6 +123,9 @@ type Edit[K comparable, V any] struct {
 // Get returns the value of k.
 func (e *Edit[K, V]) Get(k K) (V, bool) { return Map[K, V]{root: e.root}.Get(k) }
 
+// Len returns the number of entries.
+func (e *Edit[K, V]) Len() int { return e.len }
+
 // Set gives k the value v.
 func (e *Edit[K, V]) Set(k K, v V) { e.root = e.set(e.root, entry[K, V]{k, v}, hash(k), 0) }
 
