@@ -47,14 +47,21 @@ func watchAddrs(ctx context.Context, in *intake, logger logr.Logger) error {
 // subscribeAddrs subscribes, and then delivers what is there, so that nothing is missed
 // in between.
 func subscribeAddrs(ctx context.Context, in *intake) (chan netlink.AddrUpdate, error) {
-	updates := make(chan netlink.AddrUpdate, 1024)
-	if err := netlink.AddrSubscribeWithOptions(updates, ctx.Done(), netlink.AddrSubscribeOptions{
+	updates, done := make(chan netlink.AddrUpdate, 1024), make(chan struct{})
+	if err := netlink.AddrSubscribeWithOptions(updates, done, netlink.AddrSubscribeOptions{
 		ReceiveBufferSize: updateBuffer,
 		ErrorCallback:     func(error) {}, // the channel is closed then
 	}); err != nil {
 		return nil, fmt.Errorf("watching the host's addresses: %w", err)
 	}
-	return updates, deliverAddrs(in)
+	stop := context.AfterFunc(ctx, func() { close(done) })
+	if err := deliverAddrs(in); err != nil {
+		if stop() {
+			close(done) // the next try subscribes anew
+		}
+		return nil, err
+	}
+	return updates, nil
 }
 
 // followAddrs delivers the addresses after each run of updates, until the channel is

@@ -47,15 +47,13 @@ func tryLock(ctx context.Context) (unlock func(), err error) {
 	}
 	go func() {
 		// Whoever connects learns from the kernel who we are, which is all there is to
-		// know.
+		// know. Where that fails, nobody learns it any more, and the lock holds.
 		for {
 			conn, err := listener.Accept()
-			if errors.Is(err, net.ErrClosed) {
+			if err != nil {
 				return
 			}
-			if err == nil {
-				_ = conn.Close() // nothing was written that could be lost
-			}
+			_ = conn.Close() // nothing was written that could be lost
 		}
 	}()
 	return func() { _ = listener.Close() }, nil // only a second close can fail
