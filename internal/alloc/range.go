@@ -62,7 +62,7 @@ func parseCIDR(s string) (Range, error) {
 	case p.Masked() != p:
 		return Range{}, fmt.Errorf("has bits beyond its prefix length; did you mean %s?", p.Masked())
 	}
-	return Range{From: p.Addr(), To: last(p)}, nil
+	return Range{From: p.Addr(), To: ipfamily.Last(p)}, nil
 }
 
 // parseAddr refuses zones, which mean something on one node only, and IPv4-mapped
@@ -78,16 +78,6 @@ func parseAddr(s string) (netip.Addr, error) {
 		return netip.Addr{}, fmt.Errorf("has %q; write it as %s", s, a.Unmap())
 	}
 	return a, nil
-}
-
-// last returns the highest address of p.
-func last(p netip.Prefix) netip.Addr {
-	raw := p.Addr().AsSlice()
-	for i := p.Bits(); i < len(raw)*8; i++ {
-		raw[i/8] |= 0x80 >> (i % 8)
-	}
-	a, _ := netip.AddrFromSlice(raw)
-	return a
 }
 
 // String returns r in the from-to form.

@@ -2,6 +2,7 @@ package dataplane
 
 import (
 	"encoding/binary"
+	"iter"
 	"net/netip"
 	"slices"
 
@@ -50,27 +51,18 @@ func (p *phases) at(phase int, f ipfamily.Family, set string) *edits {
 // phases returns the edits of c, but for its classes.
 func (c Changes) phases() phases {
 	out := phases{sets: [3]map[setRef]*edits{{}, {}, {}}}
-	for ch := range c.Slots() {
-		out.changeSlot(ch)
-		out.len++
-	}
-	for ch := range c.Handles() {
-		out.changeHandle(ch)
-		out.len++
-	}
-	for ch := range c.Frontends() {
-		out.changeFrontend(ch)
-		out.len++
-	}
-	for ch := range c.Fences() {
-		out.changeFence(ch)
-		out.len++
-	}
-	for ch := range c.Members() {
-		out.changeMember(ch)
-		out.len++
-	}
+	out.len = each(c.Slots(), out.changeSlot) + each(c.Handles(), out.changeHandle) +
+		each(c.Frontends(), out.changeFrontend) + each(c.Fences(), out.changeFence) + each(c.Members(), out.changeMember)
 	return out
+}
+
+// each calls change with every entry, and returns how many there are.
+func each[T any](entries iter.Seq[T], change func(T)) (n int) {
+	for e := range entries {
+		change(e)
+		n++
+	}
+	return n
 }
 
 func (p *phases) changeHandle(ch HandleChange) {
@@ -205,22 +197,12 @@ func memberElements(m Member) []element {
 		return []element{{key: first}}
 	}
 	out := []element{{key: first}}
-	if behind := last(m.Range).Next(); behind.IsValid() {
+	if behind := ipfamily.Last(m.Range).Next(); behind.IsValid() {
 		out = append(out, element{key: behind.AsSlice(), end: true})
 	}
 	return out
 }
 
 func allowedElement(frontend []byte, r netip.Prefix) element {
-	return element{key: slices.Concat(frontend, r.Addr().AsSlice()), keyEnd: slices.Concat(frontend, last(r).AsSlice())}
-}
-
-// last returns the highest address of p.
-func last(p netip.Prefix) netip.Addr {
-	raw := p.Addr().AsSlice()
-	for i := p.Bits(); i < len(raw)*8; i++ {
-		raw[i/8] |= 0x80 >> (i % 8)
-	}
-	a, _ := netip.AddrFromSlice(raw)
-	return a
+	return element{key: slices.Concat(frontend, r.Addr().AsSlice()), keyEnd: slices.Concat(frontend, ipfamily.Last(r).AsSlice())}
 }

@@ -255,7 +255,7 @@ func (r *reader) takeFence(f ipfamily.Family, set string, e element) bool {
 // prefixOf returns the prefix from first to last.
 func prefixOf(first, end netip.Addr) (netip.Prefix, bool) {
 	for bits := range first.BitLen() + 1 {
-		if p := netip.PrefixFrom(first, bits); p.Masked() == p && last(p) == end {
+		if p := netip.PrefixFrom(first, bits); p.Masked() == p && ipfamily.Last(p) == end {
 			return p, true
 		}
 	}
@@ -306,7 +306,7 @@ func (r *reader) resolveRanges(set memberSet, bounds []bound) bool {
 	})
 	for i := 0; i < len(bounds); i++ {
 		from := bounds[i]
-		until := last(netip.PrefixFrom(from.addr, 0)) // none is behind the highest address
+		until := ipfamily.Last(netip.PrefixFrom(from.addr, 0)) // none is behind the highest address
 		if i+1 < len(bounds) && bounds[i+1].end && bounds[i+1].addr.BitLen() == from.addr.BitLen() {
 			i++
 			until = bounds[i].addr.Prev()

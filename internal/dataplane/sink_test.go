@@ -374,14 +374,14 @@ func TestNoPermission(t *testing.T) {
 // BenchmarkReadBack is a check after somebody else wrote, with all elements, beside
 // making everything anew.
 func BenchmarkReadBack(b *testing.B) {
-	for _, n := range []int{100, 1_000, 1_400} {
+	for _, n := range []int{100, 1_000, 4_000} {
 		b.Run(fmt.Sprint(n), func(b *testing.B) {
 			w := newWorld(b, 1)
 			sink, snap := w.on(b, 0), snapshot(nil, big(n)...)
 			sink.apply(snap)
 			for b.Loop() {
 				b.StopTimer()
-				sink.nft("add table ip other; delete table ip other")
+				sink.nft("add element ip fairlead cluster_ips { 192.0.2.1 }; delete element ip fairlead cluster_ips { 192.0.2.1 }")
 				b.StartTimer()
 				sink.check()
 			}

@@ -30,3 +30,13 @@ func (f Family) String() string {
 	}
 	return "IPv6"
 }
+
+// Last returns the highest address of p.
+func Last(p netip.Prefix) netip.Addr {
+	raw := p.Addr().AsSlice()
+	for i := p.Bits(); i < len(raw)*8; i++ {
+		raw[i/8] |= 0x80 >> (i % 8)
+	}
+	a, _ := netip.AddrFromSlice(raw)
+	return a
+}
