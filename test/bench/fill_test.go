@@ -48,7 +48,11 @@ func (s size) slice(i int) *discoveryv1.EndpointSlice {
 	for e := range s.endpoints {
 		addrs = append(addrs, address(i, e).String())
 	}
-	return cluster.Slice(fmt.Sprint("s", i), addrs)
+	slice := cluster.Slice(fmt.Sprint("s", i), addrs)
+	for e := range slice.Endpoints {
+		slice.Endpoints[e].NodeName = new("elsewhere") // as controllers write it
+	}
+	return slice
 }
 
 // changed is slice i with one endpoint replaced.
