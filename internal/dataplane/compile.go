@@ -2,7 +2,6 @@ package dataplane
 
 import (
 	"fmt"
-	"maps"
 	"net/netip"
 	"slices"
 
@@ -84,7 +83,9 @@ func Compile(prev Program, s *service.Snapshot) Program {
 	}
 	if prev.Snapshot == nil {
 		// Those that were adopted, of whom nobody knows yet whether they are in use.
-		c.idle = slices.AppendSeq(c.idle, maps.Values(maps.Collect(prev.Ruleset.Classes.All())))
+		for _, class := range prev.Ruleset.Classes.All() {
+			c.idle = append(c.idle, class)
+		}
 	}
 	c.dropClasses()
 	return c.program(s)
